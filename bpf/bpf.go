@@ -1,0 +1,62 @@
+// Package bpf holds the packet path's programs, compiled, and loads them.
+package bpf
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+)
+
+// Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
+// xvlan.h. Maps that say another one must not be written to.
+const Schema = 1
+
+// LearnSlots is how many addresses of each family a sub-interface can hold by
+// learning: LEARN_SLOTS in xvlan.h.
+const LearnSlots = 8
+
+// MaxCapacity is the highest number of sub-interfaces a parent can be made for.
+const MaxCapacity = 65535
+
+// reservedAddrs is the room in the address maps for those of the host and its
+// gateways, which are entered so that nobody learns them.
+const reservedAddrs = 1024
+
+// ErrCapacity is returned for a number of sub-interfaces that no maps can be
+// made for.
+var ErrCapacity = errors.New("capacity out of range")
+
+// Load loads all programs and maps of one parent, for up to capacity
+// sub-interfaces (ids 1 to capacity). The caller closes the collection. It
+// takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and Linux 6.1.
+func Load(capacity uint32) (*ebpf.Collection, error) {
+	if capacity < 1 || capacity > MaxCapacity {
+		return nil, fmt.Errorf("load programs: %w: %d is not in 1..%d", ErrCapacity, capacity, MaxCapacity)
+	}
+	spec, err := LoadXvlan()
+	if err != nil {
+		return nil, fmt.Errorf("read programs: %w", err)
+	}
+	delete(spec.Maps, ".bss") // only there to keep an enum's names in BTF
+	// Given addresses share the room with learned ones: twice the most that
+	// can be learned, so that learning never uses up what can be given.
+	addrs := 2*LearnSlots*capacity + reservedAddrs
+	for name, entries := range map[string]uint32{
+		XvlanMapSubs:    capacity + 1,
+		XvlanMapStats:   capacity + 1,
+		XvlanMapLearned: capacity + 1,
+		XvlanMapMembers: capacity/64 + 1,
+		XvlanMapByMac:   capacity,
+		XvlanMapByLeg:   capacity,
+		XvlanMapByIp4:   addrs,
+		XvlanMapByIp6:   addrs,
+	} {
+		spec.Maps[name].MaxEntries = entries
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	return coll, nil
+}

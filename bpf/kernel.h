@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * The few kernel and wire types that the UAPI headers lack. Fields of kernel
+ * structs are found by CO-RE, so only those that are read stand here.
+ */
+#ifndef XVLAN_KERNEL_H
+#define XVLAN_KERNEL_H
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct net;
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct net_device {
+	const void *netdev_ops;
+	possible_net_t nd_net;
+};
+
+struct sk_buff {
+	struct net_device *dev;
+};
+
+#pragma clang attribute pop
+
+/* netdev_priv() starts at the next multiple of this behind struct net_device;
+ * later kernels align it wider, and then the struct's size to it as well. */
+#define NETDEV_ALIGN 32
+
+/* Weak: Linux 6.2 or later. */
+extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
+
+/* ARP for IPv4 on Ethernet, RFC 826. */
+struct arp {
+	__be16 htype_be;
+	__be16 ptype_be;
+	__u8 hlen;
+	__u8 plen;
+	__be16 op_be;
+	__u8 sha[6];
+	__u8 spa[4]; /* bytes: a __be32 would not be aligned */
+	__u8 tha[6];
+	__u8 tpa[4];
+} __attribute__((packed));
+
+/* The head of an ICMPv6 neighbour discovery message, RFC 4861; `target` is
+ * there in solicitations, advertisements and redirects. */
+struct nd {
+	__u8 type;
+	__u8 code;
+	__be16 csum_be;
+	__be32 reserved_be;
+	__u8 target[16];
+};
+
+#define ND_ROUTER_SOLICIT   133
+#define ND_ROUTER_ADVERT    134
+#define ND_NEIGHBOR_SOLICIT 135
+#define ND_NEIGHBOR_ADVERT  136
+
+#define ND_OPT_SOURCE_LLADDR 1
+#define ND_OPT_TARGET_LLADDR 2
+
+/* A link-layer address option for Ethernet fills just one unit of 8 bytes. */
+struct nd_opt {
+	__u8 type;
+	__u8 units;
+	__u8 lladdr[6];
+};
+
+#endif

@@ -1,0 +1,739 @@
+//go:build ignore
+
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * The packet path. Each program is a few lines over the same stages, which
+ * stand below in this order:
+ *
+ *   parse    Ethernet header and outer VLAN tag
+ *   key      what the frame is looked up by: a MAC, or an IP behind the parent's MAC
+ *   look up  key -> id -> sub-interface, if its record is active and of that generation
+ *   police   MTU, malformed ARP and ND, who may learn what
+ *   count    exactly one verdict a frame, and one more for each copy delivered
+ *   deliver  to a sibling's leg, to all legs, to the wire, or on to the host
+ *
+ *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids
+ *   xvlan_rx   parent, tc ingress   wire -> sub-interfaces, the rest -> host
+ *   xvlan_tx   host leg, tc ingress sub-interface -> siblings, the rest -> wire
+ */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/tcp.h>
+#include <stdbool.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "kernel.h"
+#include "xvlan.h"
+#include "maps.h"
+
+char _license[] SEC("license") = "Dual MIT/GPL";
+
+/* Keeps the enum in the BTF that the Go names are made from. */
+const enum verdict *emit_verdict __attribute__((unused));
+
+/* ---- parse ---- */
+
+struct frame {
+	struct __sk_buff *skb; /* NULL under XDP */
+	void *data;
+	void *end;
+	__u32 l3;	/* offset of the network header */
+	__u16 vlan;	/* ID of the outer tag, 0 for none or a priority tag */
+	__u16 proto_be; /* EtherType behind the outer tag */
+};
+
+static __always_inline void reload(struct frame *f)
+{
+	f->data = (void *)(long)f->skb->data;
+	f->end = (void *)(long)f->skb->data_end;
+}
+
+/* The bytes [off, off+len) of the frame, or NULL where it is shorter. Moves
+ * f->data when they first have to be pulled out of a fragment: pointers from
+ * earlier calls are then void. */
+static __always_inline void *at(struct frame *f, __u32 off, __u32 len)
+{
+	if (f->data + off + len <= f->end)
+		return f->data + off;
+	if (!f->skb || f->skb->len < off + len)
+		return NULL;
+	bpf_skb_pull_data(f->skb, off + len);
+	reload(f); /* a failed pull voids the old pointers, too */
+	return f->data + off + len <= f->end ? f->data + off : NULL;
+}
+
+static __always_inline bool is_vlan(__u16 proto_be)
+{
+	return proto_be == bpf_htons(ETH_P_8021Q) || proto_be == bpf_htons(ETH_P_8021AD);
+}
+
+/* Fills l3, vlan and proto from the frame itself. */
+static __always_inline bool parse(struct frame *f)
+{
+	struct ethhdr *eth = at(f, 0, sizeof(*eth));
+	__be16 *tag;
+
+	if (!eth)
+		return false;
+	f->l3 = sizeof(*eth);
+	f->vlan = 0;
+	f->proto_be = eth->h_proto;
+	if (!is_vlan(f->proto_be))
+		return true;
+	tag = at(f, sizeof(*eth), 2 * sizeof(*tag));
+	if (!tag)
+		return true;
+	f->vlan = bpf_ntohs(tag[0]) & 0xfff;
+	f->proto_be = tag[1];
+	f->l3 += 2 * sizeof(*tag);
+	return true;
+}
+
+/* tc ingress: the kernel has moved the outer tag into the skb. */
+static __always_inline bool parse_skb(struct __sk_buff *skb, struct frame *f)
+{
+	struct ethhdr *eth;
+
+	f->skb = skb;
+	reload(f);
+	if (!skb->vlan_present)
+		return parse(f);
+	eth = at(f, 0, sizeof(*eth));
+	if (!eth)
+		return false;
+	f->l3 = sizeof(*eth);
+	f->vlan = skb->vlan_tci & 0xfff;
+	f->proto_be = eth->h_proto;
+	return true;
+}
+
+static __always_inline bool is_group(const struct frame *f)
+{
+	const __u8 *dst = f->data;
+
+	return f->data + ETH_ALEN <= f->end && dst[0] & 1;
+}
+
+static __always_inline bool mac_eq(const void *a, const void *b)
+{
+	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+}
+
+/* ---- key and look up ---- */
+
+/* An entry's sub-interface, or NULL where the entry is nobody's any more. */
+static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
+{
+	struct sub *sub;
+
+	if (!d)
+		return NULL;
+	*id = d->id;
+	sub = bpf_map_lookup_elem(&subs, id);
+	if (!sub || sub->gen != d->gen || sub->state != SUB_ACTIVE)
+		return NULL;
+	return sub;
+}
+
+/* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
+ * kernel macvlan does. */
+static __always_inline struct dest *dest_by_mac(__u16 vlan, const void *mac)
+{
+	struct mac_key key = {.vlan = vlan};
+	struct dest *d;
+
+	__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	d = bpf_map_lookup_elem(&by_mac, &key);
+	if (!d && vlan) {
+		key.vlan = 0;
+		d = bpf_map_lookup_elem(&by_mac, &key);
+	}
+	return d;
+}
+
+static __always_inline struct dest *dest_by_ip4(__u16 vlan, const void *addr)
+{
+	struct ip4_key key = {.vlan = vlan};
+
+	__builtin_memcpy(&key.addr_be, addr, sizeof(key.addr_be));
+	return bpf_map_lookup_elem(&by_ip4, &key);
+}
+
+static __always_inline struct dest *dest_by_ip6(__u16 vlan, const void *addr)
+{
+	struct ip6_key key = {.vlan = vlan};
+
+	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
+	return bpf_map_lookup_elem(&by_ip6, &key);
+}
+
+static __always_inline bool is_arp_ip4(const struct arp *arp)
+{
+	return arp->htype_be == bpf_htons(1) && arp->ptype_be == bpf_htons(ETH_P_IP) &&
+	       arp->hlen == ETH_ALEN && arp->plen == 4;
+}
+
+/* Whom a frame for the parent's MAC is for, by destination or ARP target. */
+static __always_inline struct sub *sub_by_ip(struct frame *f, __u32 *id)
+{
+	struct dest *d = NULL;
+	struct sub *sub;
+
+	if (f->proto_be == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
+
+		if (ip)
+			d = dest_by_ip4(f->vlan, &ip->daddr);
+	} else if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
+
+		if (ip)
+			d = dest_by_ip6(f->vlan, &ip->daddr);
+	} else if (f->proto_be == bpf_htons(ETH_P_ARP)) {
+		struct arp *arp = at(f, f->l3, sizeof(*arp));
+
+		if (arp && is_arp_ip4(arp))
+			d = dest_by_ip4(f->vlan, arp->tpa);
+	}
+	sub = owner(d, id);
+	return sub && sub->kind == KIND_IPVLAN ? sub : NULL;
+}
+
+/* Whom a unicast frame is for; NULL is the host, the wire or nobody, and
+ * *unknown tells a MAC that is neither a sub-interface's nor the parent's. */
+static __always_inline struct sub *lookup(struct frame *f, const struct parent *m, __u32 *id,
+					  bool *unknown)
+{
+	struct ethhdr *eth = at(f, 0, sizeof(*eth));
+	struct sub *sub;
+
+	*unknown = false;
+	if (!eth)
+		return NULL;
+	if (mac_eq(eth->h_dest, m->mac))
+		return m->ip_keyed ? sub_by_ip(f, id) : NULL;
+	sub = owner(dest_by_mac(f->vlan, eth->h_dest), id);
+	*unknown = !sub;
+	return sub;
+}
+
+/* The head of an ND message that directly follows the IPv6 header, or NULL. */
+static __always_inline struct nd *nd_at(struct frame *f)
+{
+	struct ipv6hdr *ip;
+	__u8 *type;
+
+	if (f->proto_be != bpf_htons(ETH_P_IPV6))
+		return NULL;
+	ip = at(f, f->l3, sizeof(*ip) + 1);
+	if (!ip || ip->nexthdr != IPPROTO_ICMPV6)
+		return NULL;
+	type = (void *)(ip + 1);
+	if (*type != ND_NEIGHBOR_SOLICIT && *type != ND_NEIGHBOR_ADVERT)
+		return NULL;
+	return at(f, f->l3 + sizeof(*ip), sizeof(struct nd));
+}
+
+/* The one sub-interface that a group-addressed ARP or ND question is for, so
+ * that the others need not be woken. Only given addresses: were learned ones
+ * taken, whoever claimed the gateway's would capture everybody's questions.
+ * Gratuitous ARP is an announcement, for all. */
+static __always_inline struct sub *asked(struct frame *f, __u32 *id)
+{
+	struct dest *d = NULL;
+
+	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
+		struct arp *arp = at(f, f->l3, sizeof(*arp));
+
+		if (arp && is_arp_ip4(arp) && arp->op_be == bpf_htons(1) &&
+		    __builtin_memcmp(arp->spa, arp->tpa, 4))
+			d = dest_by_ip4(f->vlan, arp->tpa);
+	} else {
+		struct nd *nd = nd_at(f);
+
+		if (nd && nd->type == ND_NEIGHBOR_SOLICIT)
+			d = dest_by_ip6(f->vlan, nd->target);
+	}
+	return d && d->flags & DEST_GIVEN ? owner(d, id) : NULL;
+}
+
+/* ---- count ---- */
+
+struct size {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Length of the headers that every segment of a GSO packet repeats; of a
+ * tunnel only the outer ones. */
+static __always_inline __u32 gso_headers(struct frame *f)
+{
+	__u32 l4 = f->l3;
+	__u8 proto = 0;
+
+	if (f->proto_be == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
+
+		if (!ip)
+			return l4;
+		proto = ip->protocol;
+		l4 += ip->ihl * 4;
+	} else if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
+
+		if (!ip)
+			return l4;
+		proto = ip->nexthdr;
+		l4 += sizeof(*ip);
+	}
+	if (proto == IPPROTO_TCP) {
+		__u8 offset = 0;
+
+		if (bpf_skb_load_bytes(f->skb, l4 + 12, &offset, 1))
+			return l4;
+		return l4 + (offset >> 4) * 4;
+	}
+	return proto == IPPROTO_UDP ? l4 + 8 : l4;
+}
+
+/* What a frame counts for: what the wire carries of it. */
+static __always_inline struct size size_of(struct frame *f)
+{
+	struct size size = {.packets = 1, .bytes = f->skb->len};
+	__u32 gso = f->skb->gso_size;
+
+	if (f->skb->vlan_present)
+		size.bytes += 4;
+	if (gso) {
+		__u32 headers = gso_headers(f);
+
+		if (f->skb->len > headers + gso) {
+			size.packets = (f->skb->len - headers + gso - 1) / gso;
+			size.bytes += (size.packets - 1) * (size.bytes - f->skb->len + headers);
+		}
+	}
+	return size;
+}
+
+static __always_inline void count(__u32 id, enum verdict v, struct size size)
+{
+	struct sub_stats *s = bpf_map_lookup_elem(&stats, &id);
+
+	if (!s)
+		return;
+	s->verdict[v].packets += size.packets;
+	s->verdict[v].bytes += size.bytes;
+}
+
+static __always_inline int drop(__u32 id, enum verdict v, struct size size)
+{
+	count(id, v, size);
+	return TC_ACT_SHOT;
+}
+
+/* ---- deliver ---- */
+
+/* Notes whether the inner leg has left the parent's netns, which `ip link set
+ * netns` tells nobody. A peer redirect to a leg that has not loses the frame,
+ * so without this knowledge (before Linux 6.2, or before the leg has sent
+ * anything) delivery goes by the host leg, which always works. veth keeps its
+ * peer as the first member of its private area. */
+static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
+{
+	__u32 size = (bpf_core_type_size(struct net_device) + NETDEV_ALIGN - 1) & -NETDEV_ALIGN;
+	struct net_device *leg, *peer = NULL;
+	const void *ops = NULL;
+	struct net *net = NULL;
+	__u32 place;
+
+	if (!bpf_cast_to_kern_ctx)
+		return;
+	leg = ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->dev;
+	if (bpf_probe_read_kernel(&peer, sizeof(peer), (void *)leg + size) || !peer)
+		return;
+	/* Both ends of a veth have one driver; anything else was no peer. */
+	if (bpf_core_read(&ops, sizeof(ops), &peer->netdev_ops) || ops != leg->netdev_ops)
+		return;
+	if (bpf_core_read(&net, sizeof(net), &peer->nd_net.net))
+		return;
+	place = net == leg->nd_net.net ? PLACE_LOCAL : PLACE_AWAY;
+	if (sub->place != place)
+		sub->place = place;
+}
+
+/* Unicast to one sub-interface. The peer redirect makes the frame PACKET_HOST
+ * whatever its MAC; by the leg, the inner device compares. */
+static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
+				   struct size size)
+{
+	count(id, VERDICT_RX, size);
+	if (sub->place == PLACE_AWAY)
+		return bpf_redirect_peer(sub->leg, 0);
+	if (sub->kind == KIND_IPVLAN)
+		bpf_skb_store_bytes(skb, 0, sub->mac, ETH_ALEN, 0);
+	return bpf_redirect(sub->leg, 0);
+}
+
+/* A group-addressed frame to one sub-interface: by the leg, since a peer
+ * redirect would make it PACKET_HOST. */
+static __always_inline int deliver_group(const struct sub *sub, __u32 id, struct size size)
+{
+	count(id, VERDICT_RX, size);
+	return bpf_redirect(sub->leg, 0);
+}
+
+struct flood {
+	struct __sk_buff *skb;
+	struct size size;
+	__u32 except;
+};
+
+static long flood_word(__u32 word, struct flood *f)
+{
+	__u64 *bits = bpf_map_lookup_elem(&members, &word);
+	__u64 left;
+
+	if (!bits)
+		return 1;
+	left = *bits;
+	for (int n = 0; n < 64 && left; n++) {
+		__u32 id = word * 64 + __builtin_ctzll(left);
+		struct sub *sub = bpf_map_lookup_elem(&subs, &id);
+
+		left &= left - 1;
+		if (!sub || sub->state != SUB_ACTIVE || id == f->except)
+			continue;
+		if (bpf_clone_redirect(f->skb, sub->leg, 0))
+			count(id, VERDICT_DROP_FANOUT, f->size);
+		else
+			count(id, VERDICT_RX, f->size);
+	}
+	return 0;
+}
+
+/* A copy to every sub-interface but one; the frame itself stays. */
+static __always_inline void flood(struct __sk_buff *skb, const struct parent *m, __u32 except,
+				  struct size size)
+{
+	struct flood f = {.skb = skb, .size = size, .except = except};
+
+	bpf_loop(m->capacity / 64 + 1, flood_word, &f, 0);
+}
+
+/* ---- police: what a sub-interface may send and say of itself ---- */
+
+#define ONE_EVENT ((struct size){.packets = 1})
+
+/* Drops a learned entry, if it is still this sub-interface's. */
+static __always_inline void forget(void *map, const void *key, __u32 id)
+{
+	struct dest *d = bpf_map_lookup_elem(map, key);
+
+	if (d && d->id == id && d->flags & DEST_LEARNED)
+		bpf_map_delete_elem(map, key);
+}
+
+/* Enters an address for a sub-interface; true if it is newly its own. First
+ * come, first served: BPF_NOEXIST decides between two at once. */
+static __always_inline bool take(void *map, const void *key, const struct sub *sub, __u32 me)
+{
+	struct dest mine = {.id = me, .gen = sub->gen, .flags = DEST_LEARNED};
+	struct dest *d = bpf_map_lookup_elem(map, key);
+	__u32 id;
+
+	if (d && !(d->flags & DEST_RESERVED)) {
+		if (d->id == me && d->gen == sub->gen)
+			return false;
+		if (!owner(d, &id)) /* a former owner's, not yet swept */
+			bpf_map_delete_elem(map, key);
+	}
+	if (!bpf_map_update_elem(map, key, &mine, BPF_NOEXIST))
+		return true;
+	count(me, VERDICT_LEARN_DUP, ONE_EVENT);
+	return false;
+}
+
+/* Each learned address takes the ring's next slot and the one found there is
+ * forgotten: no sub-interface holds more than LEARN_SLOTS of each family, and
+ * one that goes through many addresses takes only from itself. */
+static __always_inline void learn4(const struct sub *sub, __u32 id, const void *addr)
+{
+	struct ip4_key key = {.vlan = sub->vlan}, old = key;
+	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
+	__u32 host, slot;
+
+	__builtin_memcpy(&key.addr_be, addr, sizeof(key.addr_be));
+	host = bpf_ntohl(key.addr_be);
+	/* Not this network, loopback, a group or reserved: RFC 6890. */
+	if (!ring || !(host >> 24) || host >> 24 == 127 || host >> 28 >= 14)
+		return;
+	if (!take(&by_ip4, &key, sub, id))
+		return;
+	slot = __sync_fetch_and_add(&ring->next4, 1) % LEARN_SLOTS;
+	old.addr_be = ring->ip4_be[slot];
+	ring->ip4_be[slot] = key.addr_be;
+	if (old.addr_be != key.addr_be)
+		forget(&by_ip4, &old, id);
+}
+
+static __always_inline void learn6(const struct sub *sub, __u32 id, const void *addr)
+{
+	struct ip6_key key = {.vlan = sub->vlan}, old = key;
+	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
+	__u64 word[2];
+	__u32 slot;
+
+	__builtin_memcpy(word, addr, sizeof(word));
+	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
+	/* Not a group, nor :: or ::1. */
+	if (!ring || key.addr[0] == 0xff || (!word[0] && bpf_be64_to_cpu(word[1]) <= 1))
+		return;
+	if (!take(&by_ip6, &key, sub, id))
+		return;
+	slot = __sync_fetch_and_add(&ring->next6, 1) % LEARN_SLOTS;
+	__builtin_memcpy(old.addr, ring->ip6[slot], sizeof(old.addr));
+	__builtin_memcpy(ring->ip6[slot], key.addr, sizeof(key.addr));
+	if (__builtin_memcmp(old.addr, key.addr, sizeof(key.addr)))
+		forget(&by_ip6, &old, id);
+}
+
+/* Somebody else on the wire announces an address that a sub-interface was
+ * only learned to have: the claim ends, and the next ARP or ND decides anew. */
+static __always_inline void yield_to_wire(struct frame *f)
+{
+	struct dest *d;
+
+	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
+		struct ip4_key key = {.vlan = f->vlan};
+		struct arp *arp = at(f, f->l3, sizeof(*arp));
+
+		if (!arp || !is_arp_ip4(arp))
+			return;
+		__builtin_memcpy(&key.addr_be, arp->spa, sizeof(key.addr_be));
+		d = bpf_map_lookup_elem(&by_ip4, &key);
+		if (d && d->flags & DEST_LEARNED)
+			bpf_map_delete_elem(&by_ip4, &key);
+	} else {
+		struct ip6_key key = {.vlan = f->vlan};
+		struct nd *nd = nd_at(f);
+
+		if (!nd || nd->type != ND_NEIGHBOR_ADVERT)
+			return;
+		__builtin_memcpy(key.addr, nd->target, sizeof(key.addr));
+		d = bpf_map_lookup_elem(&by_ip6, &key);
+		if (d && d->flags & DEST_LEARNED)
+			bpf_map_delete_elem(&by_ip6, &key);
+	}
+}
+
+/* Learns the sender's address and puts the parent's MAC in the inner one's
+ * place. False: the header cannot be followed. */
+static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u32 id,
+				    const struct parent *m)
+{
+	struct arp *arp = at(f, f->l3, sizeof(*arp));
+
+	if (!arp || !is_arp_ip4(arp))
+		return false;
+	learn4(sub, id, arp->spa);
+	return !bpf_skb_store_bytes(f->skb, f->l3 + offsetof(struct arp, sha), m->mac, ETH_ALEN, 0);
+}
+
+/* How many options of an ND message are looked through for a MAC. */
+#define ND_OPTIONS 8
+
+/* Puts the parent's MAC into the link-layer address options from `off` on. */
+static __always_inline bool nd_options_out(struct frame *f, __u32 off, const struct parent *m)
+{
+	__u32 csum = f->l3 + sizeof(struct ipv6hdr) + offsetof(struct nd, csum_be);
+	struct nd_opt old, new;
+
+	for (int n = 0; n < ND_OPTIONS && off + sizeof(old) <= f->skb->len; n++) {
+		__s64 diff;
+
+		if (bpf_skb_load_bytes(f->skb, off, &old, sizeof(old)) || !old.units)
+			return false;
+		if (old.units == 1 &&
+		    (old.type == ND_OPT_SOURCE_LLADDR || old.type == ND_OPT_TARGET_LLADDR)) {
+			new = old;
+			__builtin_memcpy(new.lladdr, m->mac, ETH_ALEN);
+			diff = bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
+			if (diff < 0 || bpf_skb_store_bytes(f->skb, off, &new, sizeof(new), 0) ||
+			    bpf_l4_csum_replace(f->skb, csum, 0, diff, 0))
+				return false;
+		}
+		off += old.units * sizeof(old);
+	}
+	return true;
+}
+
+/* The same as arp_out for ICMPv6; what is no neighbour discovery is as it is. */
+static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32 id,
+				   const struct parent *m)
+{
+	__u32 l4 = f->l3 + sizeof(struct ipv6hdr);
+	struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip) + 1);
+	__u8 type;
+
+	if (!ip || ip->nexthdr != IPPROTO_ICMPV6)
+		return true;
+	type = *(__u8 *)(ip + 1);
+	if (type == ND_ROUTER_SOLICIT)
+		return nd_options_out(f, l4 + 8, m);
+	if (type == ND_ROUTER_ADVERT)
+		return nd_options_out(f, l4 + 16, m);
+	if (type != ND_NEIGHBOR_SOLICIT && type != ND_NEIGHBOR_ADVERT)
+		return true;
+	ip = at(f, f->l3, sizeof(*ip) + sizeof(struct nd));
+	if (!ip)
+		return false;
+	learn6(sub, id, type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
+						   : ip->saddr.in6_u.u6_addr8);
+	return nd_options_out(f, l4 + sizeof(struct nd), m);
+}
+
+/* The wire sees only the parent's MAC of an IP-keyed sub-interface. */
+static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub, __u32 id,
+					 const struct parent *m)
+{
+	if (bpf_skb_store_bytes(f->skb, ETH_ALEN, m->mac, ETH_ALEN, 0))
+		return false;
+	reload(f);
+	if (f->proto_be == bpf_htons(ETH_P_ARP) && !arp_out(f, sub, id, m))
+		return false;
+	if (f->proto_be == bpf_htons(ETH_P_IPV6) && !nd_out(f, sub, id, m))
+		return false;
+	reload(f);
+	return true;
+}
+
+/* A container may raise its leg's MTU, and a redirect checks none. The cached
+ * MTU spares the usual frame a helper; the helper sees the parent's real one,
+ * and the segments of GSO packets. */
+static __always_inline bool over_mtu(struct frame *f, const struct parent *m)
+{
+	__u32 max = f->l3 + m->mtu + (is_vlan(f->proto_be) ? 4 : 0);
+	__u32 len = 0;
+
+	if (!f->skb->gso_size && f->skb->len <= max)
+		return false;
+	return bpf_check_mtu(f->skb, m->ifindex, &len, 0,
+			     f->skb->gso_size ? BPF_MTU_CHK_SEGS : 0) != BPF_MTU_CHK_RET_SUCCESS;
+}
+
+/* ---- programs ---- */
+
+SEC("xdp.frags")
+int xvlan_xdp(struct xdp_md *ctx)
+{
+	struct frame f = {.data = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
+	__u32 zero = 0, id = 0;
+	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
+	struct ethhdr *eth;
+
+	if (!m || !(m->policy & POLICY_UNKNOWN_DROP) || !parse(&f))
+		return XDP_PASS;
+	eth = at(&f, 0, sizeof(*eth));
+	if (!eth || is_group(&f) || mac_eq(eth->h_dest, m->mac))
+		return XDP_PASS;
+	if (owner(dest_by_mac(f.vlan, eth->h_dest), &id))
+		return XDP_PASS; /* xvlan_rx delivers and counts it */
+	count(0, VERDICT_DROP_UNKNOWN,
+	      (struct size){.packets = 1, .bytes = bpf_xdp_get_buff_len(ctx)});
+	return XDP_DROP;
+}
+
+/* Broadcast and multicast from the wire: to all, and the host keeps its own.
+ * What was sent here and came back (a hairpin port) had its copies made on
+ * the way out. */
+static __always_inline int rx_group(struct frame *f, const struct parent *m, struct size size)
+{
+	struct ethhdr *eth = at(f, 0, sizeof(*eth));
+	struct sub *sub;
+	__u32 id = 0;
+
+	if (eth && !mac_eq(eth->h_source, m->mac) && !owner(dest_by_mac(f->vlan, eth->h_source), &id)) {
+		yield_to_wire(f);
+		sub = asked(f, &id);
+		if (sub)
+			return deliver_group(sub, id, size);
+		flood(f->skb, m, 0, size);
+	}
+	count(0, VERDICT_PASS, size);
+	return TC_ACT_UNSPEC;
+}
+
+SEC("tc")
+int xvlan_rx(struct __sk_buff *skb)
+{
+	__u32 zero = 0, id = 0;
+	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
+	struct frame f;
+	struct size size;
+	struct sub *sub;
+	bool unknown;
+
+	if (!m || !parse_skb(skb, &f))
+		return TC_ACT_UNSPEC;
+	size = size_of(&f);
+	if (is_group(&f))
+		return rx_group(&f, m, size);
+	sub = lookup(&f, m, &id, &unknown);
+	if (sub)
+		return deliver(skb, sub, id, size);
+	if (unknown && m->policy & POLICY_UNKNOWN_DROP)
+		return drop(0, VERDICT_DROP_UNKNOWN, size);
+	count(0, VERDICT_PASS, size);
+	return TC_ACT_UNSPEC;
+}
+
+/* Broadcast and multicast from a sub-interface: to its siblings and the wire. */
+static __always_inline int tx_group(struct frame *f, const struct parent *m, __u32 me,
+				    struct size size)
+{
+	struct sub *sub;
+	__u32 id = 0;
+
+	count(me, VERDICT_TX, size);
+	sub = asked(f, &id);
+	if (sub && id != me)
+		return deliver_group(sub, id, size);
+	flood(f->skb, m, me, size);
+	return bpf_redirect(m->ifindex, 0);
+}
+
+SEC("tc")
+int xvlan_tx(struct __sk_buff *skb)
+{
+	__u32 zero = 0, me = 0, id = 0, leg = skb->ifindex;
+	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
+	struct sub *sub = owner(bpf_map_lookup_elem(&by_leg, &leg), &me), *sibling;
+	struct frame f;
+	struct size size;
+	bool unknown;
+
+	if (!m || !parse_skb(skb, &f))
+		return TC_ACT_SHOT;
+	size = size_of(&f);
+	if (!sub)
+		return drop(0, VERDICT_DROP_INACTIVE, size);
+	if (over_mtu(&f, m))
+		return drop(me, VERDICT_DROP_MTU, size);
+	if (sub->kind == KIND_IPVLAN && !ip_keyed_out(&f, sub, me, m))
+		return drop(me, VERDICT_DROP_MALFORMED, size);
+	if (sub->place == PLACE_LOCAL || is_group(&f))
+		see_place(skb, sub);
+	if (is_group(&f))
+		return tx_group(&f, m, me, size);
+	count(me, VERDICT_TX, size);
+	sibling = lookup(&f, m, &id, &unknown);
+	if (sibling && id != me)
+		return deliver(skb, sibling, id, size);
+	return bpf_redirect(m->ifindex, 0);
+}

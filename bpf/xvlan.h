@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What the packet path and the loader share: map keys and values, verdicts and
+ * flags. bpf2go mirrors every struct and enum named here into Go. Integers are
+ * in host byte order unless their name ends in _be; addresses are in network
+ * order. Every key has its padding spelled out and zeroed, since a hash map
+ * compares all of its bytes.
+ */
+#ifndef XVLAN_H
+#define XVLAN_H
+
+/* Raised whenever a key, a value or the meaning of a flag changes, so that a
+ * loader never writes into maps that another version's programs read. */
+#define XVLAN_SCHEMA 1
+
+/* Addresses a sub-interface may hold by learning; the oldest makes room. */
+#define LEARN_SLOTS 8
+
+#define IFNAME_LEN 16
+#define REASON_LEN 160
+
+/*
+ * What became of a frame. Every frame that enters a program leaves it with
+ * exactly one verdict of its own, counted once in stats[id]; a copy handed to
+ * a receiver is counted at that receiver besides. The enum's names are the
+ * labels of metrics and of `link show -s`.
+ */
+enum verdict {
+	VERDICT_PASS,	       /* parent: for the host, or for what else hangs on the parent */
+	VERDICT_RX,	       /* sub-interface: handed to it, from the wire or a sibling */
+	VERDICT_TX,	       /* sub-interface: sent by it, to the wire or to siblings */
+	VERDICT_DROP_UNKNOWN,  /* parent: for no sub-interface, and `unknown drop` is set */
+	VERDICT_DROP_FANOUT,   /* sub-interface: its copy of a group-addressed frame was refused */
+	VERDICT_DROP_MALFORMED,/* sub-interface sent headers that cannot be followed */
+	VERDICT_DROP_MTU,      /* sub-interface sent more than the parent's MTU */
+	VERDICT_DROP_INACTIVE, /* parent: sent by a leg whose sub-interface is not (or no longer) active */
+	VERDICT_LEARN_DUP,     /* event, not a fate: an address not learned, somebody else has it */
+	VERDICT_MAX,
+};
+
+enum sub_state {
+	SUB_FREE,
+	SUB_PENDING, /* being made or removed: found so under the lock, it is removed */
+	SUB_ACTIVE,
+};
+
+enum sub_kind {
+	KIND_MACVLAN = 1, /* reached by destination MAC */
+	KIND_IPVLAN = 2,  /* reached by destination IP behind the parent's MAC */
+};
+
+enum sub_mode {
+	MODE_BRIDGE = 1, /* macvlan */
+	MODE_L2 = 2,	 /* ipvlan */
+};
+
+enum sub_place {
+	PLACE_LOCAL, /* inner leg in the parent's netns, or not known to have left it */
+	PLACE_AWAY,  /* inner leg in another netns: bpf_redirect_peer reaches it */
+};
+
+enum sub_flag {
+	SUB_UC_FILTER = 1, /* this sub-interface's MAC was added to the parent's unicast filter */
+};
+
+enum dest_flag {
+	DEST_GIVEN = 1,	   /* set by the host's administrator */
+	DEST_LEARNED = 2,  /* taught by the sub-interface's own ARP or ND */
+	DEST_RESERVED = 4, /* the host's or a gateway's: never anybody's, id is 0 */
+};
+
+enum policy {
+	POLICY_UNKNOWN_DROP = 1, /* drop unicast that is neither the parent's nor a sub-interface's */
+};
+
+enum found {
+	FOUND_SET_ALLMULTI = 1, /* allmulti was off: put it back off */
+	FOUND_ADD_CLSACT = 2,	/* there was no clsact qdisc: remove it */
+};
+
+enum rung {
+	RUNG_KERNEL,
+	RUNG_TC,
+	RUNG_XDP,
+};
+
+struct mac_key {
+	__u16 vlan; /* 0: untagged, or tagged with what no other entry claims */
+	__u8 mac[6];
+};
+
+struct ip4_key {
+	__be32 addr_be;
+	__u16 vlan;
+	__u16 pad;
+};
+
+struct ip6_key {
+	__u8 addr[16];
+	__u16 vlan;
+	__u16 pad;
+};
+
+/* Who a MAC, an address or a leg belongs to. The generation must be that of
+ * subs[id], else the entry is a former owner's and counts as absent. */
+struct dest {
+	__u32 id;
+	__u32 gen;
+	enum dest_flag flags;
+};
+
+/* One sub-interface; subs[0] is never used, id 0 means the parent itself. */
+struct sub {
+	enum sub_state state;
+	__u32 gen;   /* raised each time the id is taken */
+	__u32 leg;   /* ifindex of the host leg */
+	enum sub_place place; /* the only field the programs write */
+	enum sub_kind kind;
+	enum sub_mode mode;
+	enum sub_flag flags;
+	__u8 mac[6]; /* of the inner leg */
+	__u16 vlan;
+	__u8 name[IFNAME_LEN]; /* the inner leg's name when it was made */
+};
+
+/* The parent: one entry, read by every program. */
+struct parent {
+	__u32 schema;
+	__u32 capacity; /* highest id */
+	__u32 ifindex;
+	__u32 mtu;	 /* the parent's, without the Ethernet header */
+	enum policy policy;
+	__u32 ip_keyed;	 /* number of active IP-keyed sub-interfaces */
+	__u32 last_id;	 /* the id taken last: the search for a free one goes on behind it */
+	enum found found; /* what detach must put back */
+	enum rung rung;
+	__u8 mac[6];
+	__u16 pad;
+	__u8 name[IFNAME_LEN];
+	__u8 reason[REASON_LEN]; /* why the parent stands on this rung */
+};
+
+struct counter {
+	__u64 packets; /* as the wire carries them: a GSO packet counts its segments */
+	__u64 bytes;   /* likewise, with the Ethernet header, without FCS */
+};
+
+struct sub_stats {
+	struct counter verdict[VERDICT_MAX];
+};
+
+/* Addresses learned for one sub-interface, a ring a family. */
+struct ring {
+	__u32 next4;
+	__u32 next6;
+	__be32 ip4_be[LEARN_SLOTS];
+	__u8 ip6[LEARN_SLOTS][16];
+};
+
+#endif
