@@ -71,6 +71,7 @@ enum dest_flag {
 
 enum policy {
 	POLICY_UNKNOWN_DROP = 1, /* drop unicast that is neither the parent's nor a sub-interface's */
+	POLICY_KEEP = 2,	 /* stay attached when the last sub-interface goes */
 };
 
 enum found {

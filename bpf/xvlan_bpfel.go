@@ -82,6 +82,7 @@ type XvlanPolicy uint32
 
 const (
 	XvlanPolicyPOLICY_UNKNOWN_DROP XvlanPolicy = 1
+	XvlanPolicyPOLICY_KEEP         XvlanPolicy = 2
 )
 
 type XvlanRing struct {

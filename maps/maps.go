@@ -1,0 +1,357 @@
+// Package maps gives the pinned maps of a parent Go types. The maps are the
+// database: what they say is what the datapath does. Readers need no lock;
+// writers hold the parent's lock, which package loader takes.
+package maps
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xvlan/xvlan/bpf"
+)
+
+// ErrSchema is returned for maps that another version of xvlan has made.
+var ErrSchema = errors.New("maps of another schema")
+
+// Set is the maps of one parent.
+type Set struct {
+	meta    *ebpf.Map
+	subs    *ebpf.Map
+	members *ebpf.Map
+	byMAC   *ebpf.Map
+	byIP4   *ebpf.Map
+	byIP6   *ebpf.Map
+	byLeg   *ebpf.Map
+	learned *ebpf.Map
+	stats   *ebpf.Map
+}
+
+// fields ties every map's name, which is also its pin's, to its field.
+func (s *Set) fields() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{
+		bpf.XvlanMapMeta:    &s.meta,
+		bpf.XvlanMapSubs:    &s.subs,
+		bpf.XvlanMapMembers: &s.members,
+		bpf.XvlanMapByMac:   &s.byMAC,
+		bpf.XvlanMapByIp4:   &s.byIP4,
+		bpf.XvlanMapByIp6:   &s.byIP6,
+		bpf.XvlanMapByLeg:   &s.byLeg,
+		bpf.XvlanMapLearned: &s.learned,
+		bpf.XvlanMapStats:   &s.stats,
+	}
+}
+
+// New takes a freshly loaded collection's maps over; the Set closes them.
+func New(coll *ebpf.Collection) (*Set, error) {
+	s := &Set{}
+	for name, field := range s.fields() {
+		m := coll.DetachMap(name)
+		if m == nil {
+			return nil, errors.Join(fmt.Errorf("take map %s: not in the collection", name), s.Close())
+		}
+		*field = m
+	}
+	return s, nil
+}
+
+// Open opens the maps pinned in dir. It returns ErrSchema when another
+// version made them, and an error that is fs.ErrNotExist when one is missing.
+func Open(dir string) (*Set, error) {
+	s := &Set{}
+	for name, field := range s.fields() {
+		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open pinned map %s: %w", name, err), s.Close())
+		}
+		*field = m
+	}
+	if err := s.check(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+// check refuses maps of another layout. The schema number stands first in
+// every version's record, so it can be read even when the rest has moved.
+func (s *Set) check() error {
+	raw, err := s.meta.LookupBytes(uint32(0))
+	if err != nil {
+		return fmt.Errorf("read parent record: %w", err)
+	}
+	if len(raw) < 4 {
+		return fmt.Errorf("read parent record: %w: %d bytes", ErrSchema, len(raw))
+	}
+	if got := binary.NativeEndian.Uint32(raw); got != bpf.Schema {
+		return fmt.Errorf("%w: they say %d, this xvlan is for %d", ErrSchema, got, bpf.Schema)
+	}
+	return nil
+}
+
+// Pin pins every map in dir, which must exist on a bpf file system.
+func (s *Set) Pin(dir string) error {
+	for name, field := range s.fields() {
+		if err := (*field).Pin(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Close closes the maps; pinned ones live on.
+func (s *Set) Close() error {
+	var errs []error
+	for _, field := range s.fields() {
+		errs = append(errs, (*field).Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Parent reads the parent's record.
+func (s *Set) Parent() (Parent, error) {
+	var c bpf.XvlanParent
+	if err := s.meta.Lookup(uint32(0), &c); err != nil {
+		return Parent{}, fmt.Errorf("read parent record: %w", err)
+	}
+	return parentFromC(&c), nil
+}
+
+// PutParent writes the parent's record.
+func (s *Set) PutParent(p Parent) error {
+	c := p.toC()
+	if err := s.meta.Put(uint32(0), &c); err != nil {
+		return fmt.Errorf("write parent record: %w", err)
+	}
+	return nil
+}
+
+// Sub reads a sub-interface's record, whatever its state.
+func (s *Set) Sub(id ID) (Sub, error) {
+	var c bpf.XvlanSub
+	if err := s.subs.Lookup(uint32(id), &c); err != nil {
+		return Sub{}, fmt.Errorf("read sub-interface %d: %w", id, err)
+	}
+	return subFromC(&c), nil
+}
+
+// PutSub writes a sub-interface's record.
+func (s *Set) PutSub(id ID, sub Sub) error {
+	c := sub.toC()
+	if err := s.subs.Put(uint32(id), &c); err != nil {
+		return fmt.Errorf("write sub-interface %d: %w", id, err)
+	}
+	return nil
+}
+
+// Subs returns all records, indexed by ID; the first is never in use.
+func (s *Set) Subs() ([]Sub, error) {
+	subs := make([]Sub, s.subs.MaxEntries())
+	err := walk(s.subs, func(id uint32, c bpf.XvlanSub) { subs[id] = subFromC(&c) })
+	if err != nil {
+		return nil, fmt.Errorf("read sub-interfaces: %w", err)
+	}
+	return subs, nil
+}
+
+// Reset clears what an id's former owner left: counters and learned addresses.
+func (s *Set) Reset(id ID) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count cpus: %w", err)
+	}
+	if err := s.stats.Put(uint32(id), make([]bpf.XvlanSubStats, cpus)); err != nil {
+		return fmt.Errorf("clear counters of %d: %w", id, err)
+	}
+	if err := s.learned.Put(uint32(id), &bpf.XvlanRing{}); err != nil {
+		return fmt.Errorf("clear learned addresses of %d: %w", id, err)
+	}
+	return nil
+}
+
+// SetMember puts a sub-interface among those that get group-addressed frames,
+// or takes it out.
+func (s *Set) SetMember(id ID, in bool) error {
+	var bits uint64
+	word, bit := uint32(id/64), uint64(1)<<(id%64)
+	if err := s.members.Lookup(word, &bits); err != nil {
+		return fmt.Errorf("read members: %w", err)
+	}
+	bits |= bit
+	if !in {
+		bits &^= bit
+	}
+	if err := s.members.Put(word, bits); err != nil {
+		return fmt.Errorf("write members: %w", err)
+	}
+	return nil
+}
+
+// Stats reads the counters of a sub-interface, or of the parent for id 0.
+func (s *Set) Stats(id ID) (Stats, error) {
+	var (
+		perCPU []bpf.XvlanSubStats
+		sum    Stats
+	)
+	if err := s.stats.Lookup(uint32(id), &perCPU); err != nil {
+		return sum, fmt.Errorf("read counters of %d: %w", id, err)
+	}
+	for i := range perCPU {
+		for v, c := range perCPU[i].Verdict {
+			sum[v].Packets += c.Packets
+			sum[v].Bytes += c.Bytes
+		}
+	}
+	return sum, nil
+}
+
+// The keys below are entered only where nobody holds them: ebpf.ErrKeyExist
+// tells that somebody does. Deleting what is not there is no error.
+
+// PutMAC makes a MAC lead to a sub-interface.
+func (s *Set) PutMAC(vlan uint16, mac net.HardwareAddr, d Dest) error {
+	return put(s.byMAC, macKey(vlan, mac), d, ebpf.UpdateNoExist, mac)
+}
+
+// DeleteMAC removes a MAC.
+func (s *Set) DeleteMAC(vlan uint16, mac net.HardwareAddr) error {
+	return del(s.byMAC, macKey(vlan, mac), mac)
+}
+
+// MAC looks a MAC up; ok is false where it leads nowhere.
+func (s *Set) MAC(vlan uint16, mac net.HardwareAddr) (d Dest, ok bool, err error) {
+	return get(s.byMAC, macKey(vlan, mac), mac)
+}
+
+// PutLeg ties a host leg to its sub-interface.
+func (s *Set) PutLeg(index int, d Dest) error {
+	return put(s.byLeg, uint32(index), d, ebpf.UpdateAny, index)
+}
+
+// DeleteLeg removes a host leg.
+func (s *Set) DeleteLeg(index int) error { return del(s.byLeg, uint32(index), index) }
+
+// PutAddr enters an address, IPv4 or IPv6 without zone.
+func (s *Set) PutAddr(vlan uint16, a netip.Addr, d Dest) error {
+	return s.putAddr(vlan, a, d, ebpf.UpdateNoExist)
+}
+
+// ReplaceAddr enters an address whoever holds it.
+func (s *Set) ReplaceAddr(vlan uint16, a netip.Addr, d Dest) error {
+	return s.putAddr(vlan, a, d, ebpf.UpdateAny)
+}
+
+func (s *Set) putAddr(vlan uint16, a netip.Addr, d Dest, how ebpf.MapUpdateFlags) error {
+	if a.Is4() {
+		return put(s.byIP4, ip4Key(vlan, a), d, how, a)
+	}
+	return put(s.byIP6, ip6Key(vlan, a), d, how, a)
+}
+
+// DeleteAddr removes an address.
+func (s *Set) DeleteAddr(vlan uint16, a netip.Addr) error {
+	if a.Is4() {
+		return del(s.byIP4, ip4Key(vlan, a), a)
+	}
+	return del(s.byIP6, ip6Key(vlan, a), a)
+}
+
+// Addr looks an address up; ok is false where nobody has it.
+func (s *Set) Addr(vlan uint16, a netip.Addr) (d Dest, ok bool, err error) {
+	if a.Is4() {
+		return get(s.byIP4, ip4Key(vlan, a), a)
+	}
+	return get(s.byIP6, ip6Key(vlan, a), a)
+}
+
+// Addr is one entry of the address maps.
+type Addr struct {
+	Addr netip.Addr
+	VLAN uint16
+	Dest
+}
+
+// Addrs lists all addresses, IPv4 first, in no order.
+func (s *Set) Addrs() ([]Addr, error) {
+	var all []Addr
+	err := walk(s.byIP4, func(k bpf.XvlanIp4Key, d bpf.XvlanDest) {
+		var b [4]byte
+		binary.NativeEndian.PutUint32(b[:], k.AddrBe)
+		all = append(all, Addr{netip.AddrFrom4(b), k.Vlan, destFromC(d)})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read ipv4 addresses: %w", err)
+	}
+	err = walk(s.byIP6, func(k bpf.XvlanIp6Key, d bpf.XvlanDest) {
+		all = append(all, Addr{netip.AddrFrom16(k.Addr), k.Vlan, destFromC(d)})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read ipv6 addresses: %w", err)
+	}
+	return all, nil
+}
+
+func macKey(vlan uint16, mac net.HardwareAddr) *bpf.XvlanMacKey {
+	return &bpf.XvlanMacKey{Vlan: vlan, Mac: [6]byte(mac)}
+}
+
+func ip4Key(vlan uint16, a netip.Addr) *bpf.XvlanIp4Key {
+	b := a.As4()
+	return &bpf.XvlanIp4Key{Vlan: vlan, AddrBe: binary.NativeEndian.Uint32(b[:])}
+}
+
+func ip6Key(vlan uint16, a netip.Addr) *bpf.XvlanIp6Key {
+	return &bpf.XvlanIp6Key{Vlan: vlan, Addr: a.As16()}
+}
+
+func put(m *ebpf.Map, key any, d Dest, how ebpf.MapUpdateFlags, what any) error {
+	c := d.toC()
+	if err := m.Update(key, &c, how); err != nil {
+		return fmt.Errorf("enter %v: %w", what, err)
+	}
+	return nil
+}
+
+func del(m *ebpf.Map, key, what any) error {
+	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove %v: %w", what, err)
+	}
+	return nil
+}
+
+func get(m *ebpf.Map, key, what any) (Dest, bool, error) {
+	var c bpf.XvlanDest
+	if err := m.Lookup(key, &c); errors.Is(err, ebpf.ErrKeyNotExist) {
+		return Dest{}, false, nil
+	} else if err != nil {
+		return Dest{}, false, fmt.Errorf("look %v up: %w", what, err)
+	}
+	return destFromC(c), true, nil
+}
+
+// walk calls fn with every entry, in batches: one system call each, instead of
+// two an entry.
+func walk[K, V any](m *ebpf.Map, fn func(K, V)) error {
+	const batch = 1024
+	var (
+		keys   = make([]K, batch)
+		values = make([]V, batch)
+		cursor ebpf.MapBatchCursor
+	)
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		for i := range n {
+			fn(keys[i], values[i])
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

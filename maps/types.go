@@ -1,0 +1,320 @@
+package maps
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/xvlan/xvlan/bpf"
+)
+
+// ID names a sub-interface of one parent. 0 is the parent itself.
+type ID uint32
+
+// Kind says by what a sub-interface is reached.
+type Kind bpf.XvlanSubKind
+
+// The kinds, after the kernel drivers they stand in for.
+const (
+	Macvlan = Kind(bpf.XvlanSubKindKIND_MACVLAN) // by destination MAC
+	Ipvlan  = Kind(bpf.XvlanSubKindKIND_IPVLAN)  // by destination IP, behind the parent's MAC
+)
+
+func (k Kind) String() string {
+	switch k {
+	case Macvlan:
+		return "macvlan"
+	case Ipvlan:
+		return "ipvlan"
+	}
+	return fmt.Sprintf("kind %d", uint32(k))
+}
+
+// Mode is how a sub-interface meets its siblings and the wire.
+type Mode bpf.XvlanSubMode
+
+// The modes built so far.
+const (
+	Bridge = Mode(bpf.XvlanSubModeMODE_BRIDGE) // macvlan: siblings directly, the rest by the wire
+	L2     = Mode(bpf.XvlanSubModeMODE_L2)     // ipvlan: the same
+)
+
+func (m Mode) String() string {
+	switch m {
+	case Bridge:
+		return "bridge"
+	case L2:
+		return "l2"
+	}
+	return fmt.Sprintf("mode %d", uint32(m))
+}
+
+// State is how far a sub-interface's making has come.
+type State bpf.XvlanSubState
+
+// The states of a record.
+const (
+	Free    = State(bpf.XvlanSubStateSUB_FREE)
+	Pending = State(bpf.XvlanSubStateSUB_PENDING) // being made or removed
+	Active  = State(bpf.XvlanSubStateSUB_ACTIVE)
+)
+
+// Place is where the inner leg is, as far as delivery cares.
+type Place bpf.XvlanSubPlace
+
+// The places.
+const (
+	Local = Place(bpf.XvlanSubPlacePLACE_LOCAL) // in the parent's netns, or not known to have left it
+	Away  = Place(bpf.XvlanSubPlacePLACE_AWAY)  // in another netns
+)
+
+// Rung is what a parent's datapath runs on.
+type Rung bpf.XvlanRung
+
+// The rungs of the ladder, lowest first.
+const (
+	RungKernel = Rung(bpf.XvlanRungRUNG_KERNEL)
+	RungTC     = Rung(bpf.XvlanRungRUNG_TC)
+	RungXDP    = Rung(bpf.XvlanRungRUNG_XDP)
+)
+
+func (r Rung) String() string {
+	switch r {
+	case RungKernel:
+		return "kernel"
+	case RungTC:
+		return "tc"
+	case RungXDP:
+		return "xdp"
+	}
+	return fmt.Sprintf("rung %d", uint32(r))
+}
+
+// Origin says how an address came to its owner.
+type Origin bpf.XvlanDestFlag
+
+// The origins.
+const (
+	Given    = Origin(bpf.XvlanDestFlagDEST_GIVEN)    // by the administrator
+	Learned  = Origin(bpf.XvlanDestFlagDEST_LEARNED)  // from the owner's ARP or ND
+	Reserved = Origin(bpf.XvlanDestFlagDEST_RESERVED) // the host's or a gateway's
+)
+
+func (o Origin) String() string {
+	switch o {
+	case Given:
+		return "given"
+	case Learned:
+		return "learned"
+	case Reserved:
+		return "reserved"
+	}
+	return fmt.Sprintf("origin %d", uint32(o))
+}
+
+// Verdict is what became of a frame: enum verdict of the packet path.
+type Verdict bpf.XvlanVerdict
+
+// The verdicts, see xvlan.h for what each counts and at whom.
+const (
+	Pass          = Verdict(bpf.XvlanVerdictVERDICT_PASS)
+	RX            = Verdict(bpf.XvlanVerdictVERDICT_RX)
+	TX            = Verdict(bpf.XvlanVerdictVERDICT_TX)
+	DropUnknown   = Verdict(bpf.XvlanVerdictVERDICT_DROP_UNKNOWN)
+	DropFanout    = Verdict(bpf.XvlanVerdictVERDICT_DROP_FANOUT)
+	DropMalformed = Verdict(bpf.XvlanVerdictVERDICT_DROP_MALFORMED)
+	DropMTU       = Verdict(bpf.XvlanVerdictVERDICT_DROP_MTU)
+	DropInactive  = Verdict(bpf.XvlanVerdictVERDICT_DROP_INACTIVE)
+	LearnDup      = Verdict(bpf.XvlanVerdictVERDICT_LEARN_DUP)
+	verdicts      = Verdict(bpf.XvlanVerdictVERDICT_MAX)
+)
+
+var verdictNames = [verdicts]string{
+	Pass:          "pass",
+	RX:            "rx",
+	TX:            "tx",
+	DropUnknown:   "drop_unknown",
+	DropFanout:    "drop_fanout",
+	DropMalformed: "drop_malformed",
+	DropMTU:       "drop_mtu",
+	DropInactive:  "drop_inactive",
+	LearnDup:      "learn_dup",
+}
+
+// String is the verdict's label in metrics and output.
+func (v Verdict) String() string {
+	if v < verdicts {
+		return verdictNames[v]
+	}
+	return fmt.Sprintf("verdict %d", uint32(v))
+}
+
+// IsDrop tells the verdicts that lost a frame.
+func (v Verdict) IsDrop() bool { return v < verdicts && strings.HasPrefix(verdictNames[v], "drop_") }
+
+// Verdicts lists all verdicts in the order of their counters.
+func Verdicts() []Verdict {
+	all := make([]Verdict, verdicts)
+	for i := range all {
+		all[i] = Verdict(i)
+	}
+	return all
+}
+
+// Counter counts what the wire carries: a GSO packet as its segments, bytes
+// with the Ethernet header and without the FCS.
+type Counter struct {
+	Packets uint64
+	Bytes   uint64
+}
+
+// Stats holds one Counter a Verdict.
+type Stats [verdicts]Counter
+
+// Drops sums the verdicts that lost a frame.
+func (s *Stats) Drops() Counter {
+	var sum Counter
+	for v, c := range s {
+		if Verdict(v).IsDrop() {
+			sum.Packets += c.Packets
+			sum.Bytes += c.Bytes
+		}
+	}
+	return sum
+}
+
+// Sub is one sub-interface's record.
+type Sub struct {
+	State    State
+	Gen      uint32 // raised each time the id is taken
+	Leg      int    // ifindex of the host leg, in the parent's netns
+	Place    Place
+	Kind     Kind
+	Mode     Mode
+	UCFilter bool // its MAC was added to the parent's unicast filter
+	MAC      net.HardwareAddr
+	VLAN     uint16
+	Name     string // of the inner leg when it was made
+}
+
+func (s *Sub) toC() bpf.XvlanSub {
+	c := bpf.XvlanSub{
+		State: bpf.XvlanSubState(s.State),
+		Gen:   s.Gen,
+		Leg:   uint32(s.Leg),
+		Place: bpf.XvlanSubPlace(s.Place),
+		Kind:  bpf.XvlanSubKind(s.Kind),
+		Mode:  bpf.XvlanSubMode(s.Mode),
+		Vlan:  s.VLAN,
+	}
+	if s.UCFilter {
+		c.Flags |= bpf.XvlanSubFlagSUB_UC_FILTER
+	}
+	copy(c.Mac[:], s.MAC)
+	copy(c.Name[:], s.Name)
+	return c
+}
+
+func subFromC(c *bpf.XvlanSub) Sub {
+	return Sub{
+		State:    State(c.State),
+		Gen:      c.Gen,
+		Leg:      int(c.Leg),
+		Place:    Place(c.Place),
+		Kind:     Kind(c.Kind),
+		Mode:     Mode(c.Mode),
+		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
+		MAC:      net.HardwareAddr(bytes.Clone(c.Mac[:])),
+		VLAN:     c.Vlan,
+		Name:     cString(c.Name[:]),
+	}
+}
+
+// Parent is the parent's own record.
+type Parent struct {
+	Schema      uint32
+	Capacity    uint32 // highest ID
+	Index       int    // ifindex
+	MTU         int    // in bytes, without the Ethernet header
+	UnknownDrop bool   // drop unicast that is neither the parent's nor a sub-interface's
+	Keep        bool   // attached by name: stays when the last sub-interface goes
+	IPKeyed     uint32 // number of active ipvlan sub-interfaces
+	LastID      ID     // taken last
+	SetAllmulti bool   // allmulti was turned on, detach turns it off
+	AddClsact   bool   // the clsact qdisc was added, detach removes it
+	Rung        Rung
+	MAC         net.HardwareAddr
+	Name        string
+	Reason      string // why it stands on this rung
+}
+
+func (p *Parent) toC() bpf.XvlanParent {
+	c := bpf.XvlanParent{
+		Schema:   p.Schema,
+		Capacity: p.Capacity,
+		Ifindex:  uint32(p.Index),
+		Mtu:      uint32(p.MTU),
+		IpKeyed:  p.IPKeyed,
+		LastId:   uint32(p.LastID),
+		Rung:     bpf.XvlanRung(p.Rung),
+	}
+	if p.UnknownDrop {
+		c.Policy |= bpf.XvlanPolicyPOLICY_UNKNOWN_DROP
+	}
+	if p.Keep {
+		c.Policy |= bpf.XvlanPolicyPOLICY_KEEP
+	}
+	if p.SetAllmulti {
+		c.Found |= bpf.XvlanFoundFOUND_SET_ALLMULTI
+	}
+	if p.AddClsact {
+		c.Found |= bpf.XvlanFoundFOUND_ADD_CLSACT
+	}
+	copy(c.Mac[:], p.MAC)
+	copy(c.Name[:], p.Name)
+	copy(c.Reason[:len(c.Reason)-1], p.Reason)
+	return c
+}
+
+func parentFromC(c *bpf.XvlanParent) Parent {
+	return Parent{
+		Schema:      c.Schema,
+		Capacity:    c.Capacity,
+		Index:       int(c.Ifindex),
+		MTU:         int(c.Mtu),
+		UnknownDrop: c.Policy&bpf.XvlanPolicyPOLICY_UNKNOWN_DROP != 0,
+		Keep:        c.Policy&bpf.XvlanPolicyPOLICY_KEEP != 0,
+		IPKeyed:     c.IpKeyed,
+		LastID:      ID(c.LastId),
+		SetAllmulti: c.Found&bpf.XvlanFoundFOUND_SET_ALLMULTI != 0,
+		AddClsact:   c.Found&bpf.XvlanFoundFOUND_ADD_CLSACT != 0,
+		Rung:        Rung(c.Rung),
+		MAC:         net.HardwareAddr(bytes.Clone(c.Mac[:])),
+		Name:        cString(c.Name[:]),
+		Reason:      cString(c.Reason[:]),
+	}
+}
+
+// Dest is the value of a key: whose it is. It counts only while the owner's
+// record is active and of the same generation.
+type Dest struct {
+	ID     ID
+	Gen    uint32
+	Origin Origin
+}
+
+func (d Dest) toC() bpf.XvlanDest {
+	return bpf.XvlanDest{Id: uint32(d.ID), Gen: d.Gen, Flags: bpf.XvlanDestFlag(d.Origin)}
+}
+
+func destFromC(c bpf.XvlanDest) Dest {
+	return Dest{ID: ID(c.Id), Gen: c.Gen, Origin: Origin(c.Flags)}
+}
+
+func cString(b []byte) string {
+	if i := bytes.IndexByte(b, 0); i >= 0 {
+		b = b[:i]
+	}
+	return string(b)
+}
