@@ -38,7 +38,9 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read programs: %w", err)
 	}
-	delete(spec.Maps, ".bss") // only there to keep an enum's names in BTF
+	// Only there to keep an enum's names in BTF.
+	delete(spec.Variables, XvlanVarEmitVerdict)
+	delete(spec.Maps, ".bss")
 	// Given addresses share the room with learned ones: twice the most that
 	// can be learned, so that learning never uses up what can be given.
 	addrs := 2*LearnSlots*capacity + reservedAddrs

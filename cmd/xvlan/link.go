@@ -1,0 +1,333 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/maps"
+)
+
+func (a *app) linkCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "link",
+		Short: "Make, change, remove and show sub-interfaces",
+		RunE:  func(_ *cobra.Command, args []string) error { return a.show(args) },
+		Args:  cobra.ArbitraryArgs,
+	}
+	var datapath string
+	add := &cobra.Command{
+		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
+             [netns NAME|PID|PATH] [up] type {macvlan mode bridge | ipvlan mode l2}`,
+		Short:   "Make a sub-interface",
+		Aliases: []string{"a"},
+		Example: `  xvlan link add link eth0 name c1 type macvlan mode bridge
+  xvlan link add link eth0 name c2 netns ns2 addr 192.0.2.7/24 up type ipvlan mode l2`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			spec, err := parseAdd(args)
+			if err != nil {
+				return err
+			}
+			if spec.Datapath, err = parseDatapath(datapath); err != nil {
+				return err
+			}
+			return a.with(func(h *loader.Host) error { return h.Add(spec) })
+		},
+	}
+	add.Flags().StringVar(&datapath, "datapath", "", "rung to stand on: xdp, tc or kernel (default: the highest that costs nothing)")
+	cmd.AddCommand(add,
+		&cobra.Command{
+			Use:     "del [dev] NAME [link PARENT] [netns NAME]",
+			Short:   "Remove a sub-interface",
+			Aliases: []string{"delete", "d"},
+			RunE: func(_ *cobra.Command, args []string) error {
+				sel, _, err := parseSelector(args, "")
+				if err != nil {
+					return err
+				}
+				return a.with(func(h *loader.Host) error { return h.Del(sel) })
+			},
+		},
+		&cobra.Command{
+			Use:   "set [dev] NAME netns NAME|PID|PATH",
+			Short: "Move a sub-interface to another network namespace",
+			RunE: func(_ *cobra.Command, args []string) error {
+				sel, to, err := parseSelector(args, "netns")
+				if err != nil {
+					return err
+				}
+				if to == "" {
+					return usagef("set %s: say where to: netns NAME; other changes are made with `ip link set`", sel.Name)
+				}
+				return a.with(func(h *loader.Host) error { return h.Move(sel, to) })
+			},
+		},
+		&cobra.Command{
+			Use:     "show [[dev] NAME] [link PARENT]",
+			Short:   "Show sub-interfaces",
+			Aliases: []string{"list", "ls", "s"},
+			RunE:    func(_ *cobra.Command, args []string) error { return a.show(args) },
+		},
+	)
+	return cmd
+}
+
+func parseDatapath(s string) (loader.Datapath, error) {
+	d := loader.Datapath(s)
+	if !slices.Contains([]loader.Datapath{loader.Auto, loader.XDP, loader.TC, loader.Kernel}, d) {
+		return "", usagef("datapath %q: not known; xdp, tc and kernel are", s)
+	}
+	return d, nil
+}
+
+// words reads a command line of ip's kind: keywords with their values.
+type words struct {
+	left []string
+	err  error
+}
+
+func (w *words) next() (string, bool) {
+	if w.err != nil || len(w.left) == 0 {
+		return "", false
+	}
+	word := w.left[0]
+	w.left = w.left[1:]
+	return word, true
+}
+
+// value returns what stands behind a keyword.
+func (w *words) value(keyword string) string {
+	v, ok := w.next()
+	if !ok && w.err == nil {
+		w.err = usagef("%s: its value is missing", keyword)
+	}
+	return v
+}
+
+func (w *words) fail(err error) {
+	if w.err == nil {
+		w.err = err
+	}
+}
+
+// parseAdd reads the words of `link add`, those of `ip link add`.
+func parseAdd(args []string) (loader.LinkSpec, error) {
+	var (
+		spec loader.LinkSpec
+		w    = words{left: args}
+		kind string
+	)
+	for kind == "" {
+		word, ok := w.next()
+		if !ok {
+			break
+		}
+		switch word {
+		case "link":
+			spec.Parent = w.value(word)
+		case "name", "dev":
+			spec.Name = w.value(word)
+		case "address":
+			spec.MAC = w.mac(word)
+		case "addr":
+			spec.Addrs = append(spec.Addrs, w.prefix(word))
+		case "mtu":
+			spec.MTU = w.number(word)
+		case "netns":
+			spec.Netns = w.value(word)
+		case "up":
+			spec.Up = true
+		case "type":
+			kind = w.value(word)
+		default:
+			if spec.Name != "" {
+				return spec, usagef("%s: not known here; see `xvlan link add --help`", word)
+			}
+			spec.Name = word
+		}
+	}
+	switch {
+	case w.err != nil:
+		return spec, w.err
+	case spec.Parent == "":
+		return spec, usagef("link: say which parent: link PARENT")
+	case spec.Name == "":
+		return spec, usagef("name: say what to call it: name NAME")
+	case kind == "":
+		return spec, usagef("type: say which: type macvlan mode bridge, or type ipvlan mode l2")
+	}
+	return spec, w.parseType(kind, &spec)
+}
+
+// ipModes lists the modes that each type has with ip, the default first, and
+// whether they are built here.
+var ipModes = map[string][]struct {
+	name  string
+	mode  maps.Mode
+	built bool
+}{
+	"macvlan": {{name: "vepa"}, {name: "bridge", mode: maps.Bridge, built: true}, {name: "private"}, {name: "passthru"}, {name: "source"}},
+	"ipvlan":  {{name: "l3"}, {name: "l2", mode: maps.L2, built: true}, {name: "l3s"}},
+}
+
+// parseType reads what stands behind `type`.
+func (w *words) parseType(kind string, spec *loader.LinkSpec) error {
+	modes, ok := ipModes[kind]
+	if !ok {
+		return usagef("type %s: not known; macvlan and ipvlan are", kind)
+	}
+	spec.Kind = maps.Macvlan
+	if kind == "ipvlan" {
+		spec.Kind = maps.Ipvlan
+	}
+	mode, given := modes[0].name, ""
+	for {
+		word, ok := w.next()
+		if !ok {
+			break
+		}
+		switch {
+		case word == "mode":
+			given = w.value(word)
+			mode = given
+		case kind == "ipvlan" && word == "bridge": // the flag that ip's ipvlan has by default
+		case kind == "ipvlan" && (word == "private" || word == "vepa"):
+			return usagef("flag %s: not built yet; leave it out", word)
+		default:
+			return usagef("%s: not known behind type %s; see `xvlan link add --help`", word, kind)
+		}
+	}
+	if w.err != nil {
+		return w.err
+	}
+	var names []string
+	for _, m := range modes {
+		if m.name == mode && m.built {
+			spec.Mode = m.mode
+			return nil
+		}
+		if m.built {
+			names = append(names, m.name)
+		}
+	}
+	for _, m := range modes {
+		if m.name == mode && given == "" {
+			return usagef("mode: %s, the default of `ip`, is not built yet; say mode %s", mode, strings.Join(names, " or "))
+		}
+		if m.name == mode {
+			return usagef("mode %s: not built yet; %s is", mode, strings.Join(names, " and "))
+		}
+	}
+	return usagef("mode %s: no mode of %s; %s is", mode, kind, strings.Join(names, " and "))
+}
+
+func (w *words) mac(keyword string) net.HardwareAddr {
+	v := w.value(keyword)
+	mac, err := net.ParseMAC(v)
+	if err != nil {
+		w.fail(usagef("%s %q: no MAC address; write six bytes in hex, as 02:00:5e:10:00:01", keyword, v))
+	}
+	return mac
+}
+
+func (w *words) prefix(keyword string) netip.Prefix {
+	v := w.value(keyword)
+	p, err := netip.ParsePrefix(v)
+	if err != nil {
+		if a, err2 := netip.ParseAddr(v); err2 == nil && a.Zone() == "" {
+			return netip.PrefixFrom(a.Unmap(), a.Unmap().BitLen()) // as with `ip addr add`
+		}
+		w.fail(usagef("%s %q: no address; write it as 192.0.2.7/24 or 2001:db8::7/64", keyword, v))
+		return p
+	}
+	if p.Addr().Is4In6() {
+		w.fail(usagef("%s %q: an IPv4 address in IPv6 form; write it as %s", keyword, v, p.Addr().Unmap()))
+	}
+	return p
+}
+
+func (w *words) number(keyword string) int {
+	v := w.value(keyword)
+	n, err := strconv.Atoi(v)
+	if err != nil || n <= 0 {
+		w.fail(usagef("%s %q: no positive number", keyword, v))
+	}
+	return n
+}
+
+// parseSelector reads `[dev] NAME [link PARENT] [netns NETNS]`. If target is
+// "netns", that word tells where to move to, not where to look.
+func parseSelector(args []string, target string) (sel loader.Selector, to string, err error) {
+	w := words{left: args}
+	for {
+		word, ok := w.next()
+		if !ok {
+			break
+		}
+		switch {
+		case word == "dev" || word == "name":
+			sel.Name = w.value(word)
+		case word == "link":
+			sel.Parent = w.value(word)
+		case word == target:
+			to = w.value(word)
+		case word == "netns":
+			sel.Netns = w.value(word)
+		case word == "up" || word == "down" || word == "type" && sel.Name != "":
+			w.fail(usagef("%s: not known here; `ip link` does that", word))
+		case sel.Name == "":
+			sel.Name = word
+		default:
+			w.fail(usagef("%s: not known here", word))
+		}
+	}
+	if w.err == nil && sel.Name == "" {
+		w.err = usagef("dev: say which sub-interface")
+	}
+	return sel, to, w.err
+}
+
+// show prints what args select, all without any.
+func (a *app) show(args []string) error {
+	var sel loader.Selector
+	if len(args) > 0 {
+		var err error
+		if len(args) == 2 && args[0] == "link" {
+			sel.Parent = args[1]
+		} else if sel, _, err = parseSelector(args, ""); err != nil {
+			return err
+		}
+	}
+	return a.with(func(h *loader.Host) error {
+		// What others have deleted goes away now. It may also be looked
+		// at without the privilege to do so.
+		if err := h.Sweep(); err != nil && !errors.Is(err, loader.ErrPrivilege) {
+			return err
+		}
+		links, err := h.Links()
+		if err != nil {
+			return err
+		}
+		links = slices.DeleteFunc(links, func(l loader.Link) bool {
+			return sel.Name != "" && l.Name != sel.Name || sel.Parent != "" && l.Parent != sel.Parent ||
+				sel.Netns != "" && l.Netns != sel.Netns
+		})
+		if sel.Name != "" && len(links) == 0 {
+			return fmt.Errorf("sub-interface %s: %w; `xvlan link show` lists them", sel.Name, loader.ErrNotFound)
+		}
+		if a.json {
+			return a.printJSON(linksJSON(links))
+		}
+		for _, l := range links {
+			a.printLink(l)
+		}
+		return nil
+	})
+}

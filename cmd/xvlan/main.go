@@ -1,0 +1,143 @@
+// Command xvlan makes and shows sub-interfaces: macvlan and ipvlan on BPF.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/vishvananda/netns"
+
+	"github.com/xvlan/xvlan/loader"
+)
+
+// Exit codes: as with iproute2 a wrong word is told from a failure.
+const (
+	exitOK    = 0
+	exitFail  = 1
+	exitUsage = 2
+)
+
+// errUsage marks what the words typed were wrong by themselves.
+var errUsage = errors.New("usage")
+
+// app is one run of the command, with all that it touches outside the kernel.
+type app struct {
+	out, err io.Writer
+
+	netns   string
+	json    bool
+	details bool
+	stats   bool
+	verbose bool
+}
+
+func main() {
+	// The network namespace belongs to the thread: stay on this one.
+	runtime.LockOSThread()
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the whole command, callable from tests; its thread must be locked
+// when -n is among the arguments.
+func run(args []string, stdout, stderr io.Writer) int {
+	a := &app{out: stdout, err: stderr}
+	root := a.root()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.Execute()
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "xvlan: %s\n", oneLine(err))
+	if errors.Is(err, errUsage) {
+		return exitUsage
+	}
+	return exitFail
+}
+
+// oneLine folds joined errors, which come a line each.
+func oneLine(err error) string {
+	return strings.TrimSuffix(strings.ReplaceAll(err.Error(), "\n", "; "), ": usage")
+}
+
+func (a *app) root() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "xvlan",
+		Short: "macvlan and ipvlan on BPF",
+		Long: `xvlan gives containers and VMs their own place on the physical network, as the
+kernel's macvlan and ipvlan do, by BPF programs on the parent device and on
+each sub-interface. It takes the words of ip link:
+
+  xvlan link add link eth0 name c1 type macvlan mode bridge
+  ip link set c1 netns ns1`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w; see `%s --help`: %w", err, c.CommandPath(), errUsage)
+	})
+	f := cmd.PersistentFlags()
+	f.StringVarP(&a.netns, "netns", "n", "", "act in this network namespace, as `ip -n NETNS`")
+	f.BoolVarP(&a.json, "json", "j", false, "print JSON")
+	f.BoolVarP(&a.details, "details", "d", false, "show more")
+	f.BoolVarP(&a.stats, "statistics", "s", false, "show counters")
+	f.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done, and verifier logs in full")
+	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.probeCmd(), a.demoCmd(), a.versionCmd())
+	return cmd
+}
+
+func (a *app) versionCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprintln(a.out, version())
+			return err
+		},
+	}
+}
+
+// host opens the loader in the namespace asked for.
+func (a *app) host() (*loader.Host, error) {
+	if a.netns != "" {
+		ns, err := netns.GetFromName(a.netns)
+		if strings.Contains(a.netns, "/") {
+			ns, err = netns.GetFromPath(a.netns)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("netns %s: %w; `ip netns` lists the named ones", a.netns, err)
+		}
+		defer ns.Close()
+		if err := netns.Set(ns); err != nil {
+			return nil, fmt.Errorf("enter netns %s: %w", a.netns, err)
+		}
+	}
+	level := slog.LevelWarn
+	if a.verbose {
+		level = slog.LevelDebug
+	}
+	return loader.Open(slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})))
+}
+
+// with runs fn on the host.
+func (a *app) with(fn func(*loader.Host) error) error {
+	h, err := a.host()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return fn(h)
+}
+
+// usagef is an error in the words typed.
+func usagef(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), errUsage)
+}

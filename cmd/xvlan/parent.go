@@ -1,0 +1,221 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/maps"
+)
+
+func (a *app) parentCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "parent",
+		Short: "Attach, detach and show parents",
+		Long: `A parent is attached with its first sub-interface and left as it was found with
+the last. Attached by name it stays, and takes a policy and a capacity.`,
+		RunE: func(_ *cobra.Command, args []string) error { return a.showParents(args) },
+		Args: cobra.ArbitraryArgs,
+	}
+	var datapath string
+	attach := &cobra.Command{
+		Use:   "attach PARENT [unknown {pass|drop}] [capacity N]",
+		Short: "Attach to a parent, or change its policy",
+		Example: `  xvlan parent attach eth0 unknown drop
+  xvlan parent attach eth0 capacity 4096`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			name, spec, err := parseAttach(args)
+			if err != nil {
+				return err
+			}
+			if spec.Datapath, err = parseDatapath(datapath); err != nil {
+				return err
+			}
+			return a.with(func(h *loader.Host) error { return h.Attach(name, spec) })
+		},
+	}
+	attach.Flags().StringVar(&datapath, "datapath", "", "rung to stand on: xdp or tc (default: the highest that costs nothing)")
+	cmd.AddCommand(attach,
+		&cobra.Command{
+			Use:   "detach PARENT",
+			Short: "Remove a parent's sub-interfaces and leave it as it was found",
+			Args:  exactly("PARENT"),
+			RunE: func(_ *cobra.Command, args []string) error {
+				return a.with(func(h *loader.Host) error { return h.Detach(args[0]) })
+			},
+		},
+		&cobra.Command{
+			Use:     "show [PARENT]",
+			Short:   "Show attached parents",
+			Aliases: []string{"list", "ls"},
+			RunE:    func(_ *cobra.Command, args []string) error { return a.showParents(args) },
+		},
+	)
+	return cmd
+}
+
+// exactly takes one argument, with an error of our form.
+func exactly(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usagef("%s: say one %s", cmd.CommandPath(), what)
+		}
+		return nil
+	}
+}
+
+func parseAttach(args []string) (string, loader.AttachSpec, error) {
+	var (
+		name string
+		spec = loader.AttachSpec{Keep: true}
+		w    = words{left: args}
+	)
+	for {
+		word, ok := w.next()
+		if !ok {
+			break
+		}
+		switch {
+		case word == "unknown":
+			switch v := w.value(word); v {
+			case "drop":
+				spec.UnknownDrop = true
+			case "pass":
+			default:
+				w.fail(usagef("unknown %q: pass or drop", v))
+			}
+		case word == "capacity":
+			spec.Capacity = uint32(w.number(word))
+		case name == "":
+			name = word
+		default:
+			w.fail(usagef("%s: not known here; see `xvlan parent attach --help`", word))
+		}
+	}
+	if w.err == nil && name == "" {
+		w.err = usagef("parent: say which")
+	}
+	return name, spec, w.err
+}
+
+type parentJSON struct {
+	Index    int         `json:"ifindex"`
+	Name     string      `json:"ifname"`
+	Datapath rungJSON    `json:"datapath"`
+	Unknown  string      `json:"unknown"`
+	Keep     bool        `json:"keep"`
+	Links    int         `json:"links"`
+	Capacity uint32      `json:"capacity"`
+	Verdicts verdictJSON `json:"verdicts"`
+}
+
+func unknown(drop bool) string {
+	if drop {
+		return "drop"
+	}
+	return "pass"
+}
+
+func (a *app) showParents(args []string) error {
+	if len(args) > 1 {
+		return usagef("%s: say at most one parent", args[1])
+	}
+	return a.with(func(h *loader.Host) error {
+		if err := h.Sweep(); err != nil && !errors.Is(err, loader.ErrPrivilege) {
+			return err
+		}
+		parents, err := h.Parents()
+		if err != nil {
+			return err
+		}
+		if len(args) == 1 {
+			parents = slices.DeleteFunc(parents, func(p loader.ParentInfo) bool { return p.Name != args[0] })
+			if len(parents) == 0 {
+				return fmt.Errorf("parent %s: %w; it is attached with its first sub-interface", args[0], loader.ErrNotFound)
+			}
+		}
+		if a.json {
+			all := []parentJSON{}
+			for _, p := range parents {
+				all = append(all, parentJSON{p.Index, p.Name, rungJSON{p.Rung.String(), p.Reason}, unknown(p.UnknownDrop),
+					p.Keep, p.Links, p.Capacity, verdictsJSON(p.Stats)})
+			}
+			return a.printJSON(all)
+		}
+		if len(parents) == 0 {
+			return nil
+		}
+		w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+		fmt.Fprintln(w, "PARENT\tRUNG\tLINKS\tUNKNOWN\tPASSED\tDROPPED\tREASON")
+		for _, p := range parents {
+			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%s\t%d\t%d\t%s\n", p.Name, p.Rung, p.Links, p.Capacity,
+				unknown(p.UnknownDrop), p.Stats[maps.Pass].Packets, p.Stats.Drops().Packets, p.Reason)
+		}
+		return w.Flush()
+	})
+}
+
+func (a *app) probeCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "probe [PARENT]",
+		Short: "Say what this host, and a parent, can do and which rung it gets",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			var parent string
+			if len(args) == 1 {
+				parent = args[0]
+			}
+			return a.with(func(h *loader.Host) error {
+				p, err := h.Probe(parent)
+				if err != nil {
+					return err
+				}
+				return a.printProbe(p)
+			})
+		},
+	}
+}
+
+type probeJSON struct {
+	Kernel   string        `json:"kernel"`
+	Features []featureJSON `json:"features"`
+	Parent   string        `json:"parent,omitempty"`
+	Driver   string        `json:"driver,omitempty"`
+	Datapath *rungJSON     `json:"datapath,omitempty"`
+}
+
+type featureJSON struct {
+	Name   string `json:"name"`
+	Have   bool   `json:"have"`
+	Detail string `json:"detail"`
+}
+
+func (a *app) printProbe(p *loader.Probe) error {
+	if a.json {
+		j := probeJSON{Kernel: p.Kernel, Parent: p.Parent, Driver: p.Driver}
+		for _, f := range p.Features {
+			j.Features = append(j.Features, featureJSON(f))
+		}
+		if p.Parent != "" {
+			j.Datapath = &rungJSON{p.Rung.String(), p.Rung.Reason}
+		}
+		return a.printJSON(j)
+	}
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "kernel\t%s\n", p.Kernel)
+	for _, f := range p.Features {
+		yes := "no"
+		if f.Have {
+			yes = "yes"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, yes, f.Detail)
+	}
+	if p.Parent != "" {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Parent, p.Rung, p.Rung.Reason)
+	}
+	return w.Flush()
+}

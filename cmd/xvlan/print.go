@@ -1,0 +1,184 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/maps"
+)
+
+var flagNames = []struct {
+	bit  uint32
+	name string
+}{
+	{unix.IFF_LOOPBACK, "LOOPBACK"},
+	{unix.IFF_BROADCAST, "BROADCAST"},
+	{unix.IFF_POINTOPOINT, "POINTOPOINT"},
+	{unix.IFF_MULTICAST, "MULTICAST"},
+	{unix.IFF_NOARP, "NOARP"},
+	{unix.IFF_ALLMULTI, "ALLMULTI"},
+	{unix.IFF_PROMISC, "PROMISC"},
+	{unix.IFF_UP, "UP"},
+	{unix.IFF_LOWER_UP, "LOWER_UP"},
+}
+
+// flags names a device's flags as ip does.
+func flags(f uint32) []string {
+	var names []string
+	if f&unix.IFF_UP != 0 && f&unix.IFF_RUNNING == 0 {
+		names = append(names, "NO-CARRIER")
+	}
+	for _, n := range flagNames {
+		if f&n.bit != 0 {
+			names = append(names, n.name)
+		}
+	}
+	return names
+}
+
+// printLink prints a sub-interface in the form of `ip link show`.
+func (a *app) printLink(l loader.Link) {
+	fmt.Fprintf(a.out, "%d: %s@%s: <%s> mtu %d state %s", l.Index, l.Name, l.Parent, strings.Join(flags(l.Flags), ","), l.MTU, l.OperState)
+	if l.Netns != "" {
+		fmt.Fprintf(a.out, " netns %s", l.Netns)
+	}
+	fmt.Fprintf(a.out, "\n    link/ether %s brd ff:ff:ff:ff:ff:ff\n", l.MAC)
+	fmt.Fprintf(a.out, "    %s mode %s datapath %s", l.Kind, l.Mode, l.Rung)
+	for _, x := range l.Addrs {
+		fmt.Fprintf(a.out, " addr %s (%s)", x.Addr, x.Origin)
+	}
+	fmt.Fprintln(a.out)
+	if a.details {
+		fmt.Fprintf(a.out, "    datapath reason: %s\n", l.Rung.Reason)
+		if l.ID != 0 {
+			fmt.Fprintf(a.out, "    id %d host leg %s wire mac %s delivery %s\n", l.ID, l.Leg, l.WireMAC, delivery(l.Place))
+		}
+	}
+	if a.stats {
+		a.printStats(l.Stats)
+	}
+}
+
+// delivery says by which way unicast reaches the inner leg.
+func delivery(p maps.Place) string {
+	if p == maps.Away {
+		return "peer"
+	}
+	return "leg"
+}
+
+// printStats prints the counters as `ip -s` does, and every reason that
+// anything was dropped for.
+func (a *app) printStats(s maps.Stats) {
+	var drops []string
+	for _, v := range maps.Verdicts() {
+		if (v.IsDrop() || v == maps.LearnDup) && s[v].Packets > 0 {
+			drops = append(drops, fmt.Sprintf("%s %d", v, s[v].Packets))
+		}
+	}
+	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintf(w, "    \tbytes\tpackets\t\n")
+	fmt.Fprintf(w, "    RX:\t%d\t%d\t\n", s[maps.RX].Bytes, s[maps.RX].Packets)
+	fmt.Fprintf(w, "    TX:\t%d\t%d\t\n", s[maps.TX].Bytes, s[maps.TX].Packets)
+	w.Flush()
+	if len(drops) > 0 {
+		fmt.Fprintf(a.out, "    drops: %s\n", strings.Join(drops, ", "))
+	}
+}
+
+// The JSON forms follow `ip -j -d -s link`: what has a name there has it here.
+type linkJSON struct {
+	Index     int         `json:"ifindex"`
+	Name      string      `json:"ifname"`
+	Parent    string      `json:"link"`
+	Netns     string      `json:"netns,omitempty"`
+	Flags     []string    `json:"flags"`
+	MTU       int         `json:"mtu"`
+	OperState string      `json:"operstate"`
+	LinkType  string      `json:"link_type"`
+	MAC       string      `json:"address"`
+	Info      infoJSON    `json:"linkinfo"`
+	Datapath  rungJSON    `json:"datapath"`
+	ID        uint32      `json:"id,omitempty"`
+	Leg       string      `json:"host_leg,omitempty"`
+	WireMAC   string      `json:"wire_address"`
+	Addrs     []addrJSON  `json:"addrs"`
+	Stats     statsJSON   `json:"stats64"`
+	Verdicts  verdictJSON `json:"verdicts"`
+}
+
+type infoJSON struct {
+	Kind string `json:"info_kind"`
+	Data struct {
+		Mode string `json:"mode"`
+	} `json:"info_data"`
+}
+
+type rungJSON struct {
+	Rung   string `json:"rung"`
+	Reason string `json:"reason"`
+}
+
+type addrJSON struct {
+	Addr   string `json:"local"`
+	Origin string `json:"origin"`
+}
+
+type counterJSON struct {
+	Bytes   uint64 `json:"bytes"`
+	Packets uint64 `json:"packets"`
+}
+
+type directionJSON struct {
+	counterJSON
+	Dropped uint64 `json:"dropped"`
+}
+
+type statsJSON struct {
+	RX directionJSON `json:"rx"`
+	TX directionJSON `json:"tx"`
+}
+
+// verdictJSON holds every counter by its label.
+type verdictJSON map[string]counterJSON
+
+func verdictsJSON(s maps.Stats) verdictJSON {
+	m := verdictJSON{}
+	for _, v := range maps.Verdicts() {
+		m[v.String()] = counterJSON{s[v].Bytes, s[v].Packets}
+	}
+	return m
+}
+
+func linksJSON(links []loader.Link) []linkJSON {
+	all := []linkJSON{}
+	for _, l := range links {
+		j := linkJSON{
+			Index: l.Index, Name: l.Name, Parent: l.Parent, Netns: l.Netns,
+			Flags: flags(l.Flags), MTU: l.MTU, OperState: l.OperState, LinkType: "ether",
+			MAC: l.MAC.String(), Datapath: rungJSON{l.Rung.String(), l.Rung.Reason},
+			ID: uint32(l.ID), Leg: l.Leg, WireMAC: l.WireMAC.String(), Addrs: []addrJSON{},
+			Verdicts: verdictsJSON(l.Stats),
+		}
+		j.Info.Kind, j.Info.Data.Mode = l.Kind.String(), l.Mode.String()
+		for _, x := range l.Addrs {
+			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String()})
+		}
+		j.Stats.RX = directionJSON{counterJSON{l.Stats[maps.RX].Bytes, l.Stats[maps.RX].Packets}, l.Stats[maps.DropFanout].Packets}
+		j.Stats.TX = directionJSON{counterJSON{l.Stats[maps.TX].Bytes, l.Stats[maps.TX].Packets},
+			l.Stats[maps.DropMalformed].Packets + l.Stats[maps.DropMTU].Packets}
+		all = append(all, j)
+	}
+	return all
+}
+
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}

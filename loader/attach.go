@@ -1,0 +1,356 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/bpf"
+	"github.com/xvlan/xvlan/maps"
+)
+
+// Pins in a parent's folder besides the maps, which carry their own names.
+const (
+	pinRX  = "rx"  // tcx link of the parent
+	pinXDP = "xdp" // XDP link of the parent
+	pinTX  = bpf.XvlanProgXvlanTx
+)
+
+// parent is an attached parent whose lock is held.
+type parent struct {
+	h    *Host
+	link netlink.Link
+	dir  string
+	maps *maps.Set
+	rec  maps.Parent
+}
+
+func (p *parent) close() {
+	if err := p.maps.Close(); err != nil {
+		p.h.log.Warn("close maps", "parent", p.rec.Name, "err", err)
+	}
+}
+
+// open opens what is attached to a device; nil if nothing is. The caller holds
+// the lock.
+func (h *Host) open(l netlink.Link) (*parent, error) {
+	dir := h.pinDir(l.Attrs().Index)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	} else if err != nil {
+		return nil, fmt.Errorf("find pins of %s: %w", l.Attrs().Name, err)
+	}
+	set, err := maps.Open(dir)
+	if errors.Is(err, maps.ErrSchema) {
+		return nil, fmt.Errorf("parent %s: %w; use the xvlan that made them, or remove them: rm -r %s",
+			l.Attrs().Name, err, dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("parent %s: %w", l.Attrs().Name, err)
+	}
+	rec, err := set.Parent()
+	if err != nil {
+		return nil, errors.Join(err, set.Close())
+	}
+	return &parent{h: h, link: l, dir: dir, maps: set, rec: rec}, nil
+}
+
+// attach opens a parent, attaching it first if nobody has; made tells which.
+// The caller holds the lock.
+func (h *Host) attach(l netlink.Link, rung Rung, spec AttachSpec) (p *parent, made bool, err error) {
+	if p, err = h.open(l); p != nil || err != nil {
+		return p, false, err
+	}
+	dir := h.pinDir(l.Attrs().Index) + building
+	if err := h.teardown(l.Attrs().Index, dir); err != nil {
+		return nil, false, fmt.Errorf("clear what an interrupted attach left: %w", err)
+	}
+	if err := h.removeLegs(l.Attrs().Index); err != nil {
+		return nil, false, err
+	}
+	if p, err = h.build(l, dir, rung, spec); err != nil {
+		return nil, false, errors.Join(fmt.Errorf("attach to %s: %w", l.Attrs().Name, err),
+			h.teardown(l.Attrs().Index, dir))
+	}
+	return p, true, nil
+}
+
+// build loads everything into the folder dir, attaches it, and renames the
+// folder to its final name: whoever finds that, finds it complete.
+func (h *Host) build(l netlink.Link, dir string, rung Rung, spec AttachSpec) (*parent, error) {
+	if spec.Capacity == 0 {
+		spec.Capacity = DefaultCapacity
+	}
+	coll, err := bpf.Load(spec.Capacity)
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	set, err := maps.New(coll)
+	if err != nil {
+		return nil, err
+	}
+	attrs := l.Attrs()
+	p := &parent{h: h, link: l, dir: dir, maps: set, rec: maps.Parent{
+		Schema:      bpf.Schema,
+		Capacity:    spec.Capacity,
+		Index:       attrs.Index,
+		MTU:         attrs.MTU,
+		UnknownDrop: spec.UnknownDrop,
+		Keep:        spec.Keep,
+		Rung:        rung.Rung,
+		MAC:         attrs.HardwareAddr,
+		Name:        attrs.Name,
+		Reason:      rung.Reason,
+	}}
+	if err := p.hook(coll); err != nil {
+		return nil, errors.Join(err, set.Close())
+	}
+	p.dir = h.pinDir(attrs.Index)
+	if err := os.Rename(dir, p.dir); err != nil {
+		return nil, errors.Join(fmt.Errorf("publish pins: %w", err), set.Close())
+	}
+	return p, nil
+}
+
+// hook pins maps and programs, then attaches them to the parent. What must be
+// put back later is written down before it is changed.
+func (p *parent) hook(coll *ebpf.Collection) error {
+	if err := os.Mkdir(p.dir, 0o700); err != nil {
+		return fmt.Errorf("make pin folder: %w", err)
+	}
+	if err := p.save(); err != nil {
+		return err
+	}
+	if err := p.maps.Pin(p.dir); err != nil {
+		return err
+	}
+	if err := coll.Programs[pinTX].Pin(filepath.Join(p.dir, pinTX)); err != nil {
+		return fmt.Errorf("pin program: %w", err)
+	}
+	if err := p.attachRung(coll); err != nil {
+		return err
+	}
+	if p.link.Attrs().RawFlags&unix.IFF_ALLMULTI == 0 {
+		p.rec.SetAllmulti = true
+		if err := p.save(); err != nil {
+			return err
+		}
+		// A NIC filters multicast, above all 33:33:ff:..., without which
+		// no sub-interface's IPv6 address is found.
+		if err := p.h.nl.LinkSetAllmulticastOn(p.link); err != nil {
+			return fmt.Errorf("turn allmulticast on: %w", err)
+		}
+	}
+	return nil
+}
+
+// attachRung attaches the parent's programs, and steps down from xdp, saying
+// why, where it was not asked for and cannot be had.
+func (p *parent) attachRung(coll *ebpf.Collection) error {
+	index := p.rec.Index
+	err := p.h.attachTC(index, coll.Programs[bpf.XvlanProgXvlanRx], filepath.Join(p.dir, pinRX), func() error {
+		p.rec.AddClsact = true
+		return p.save()
+	})
+	if err != nil || p.rec.Rung != maps.RungXDP {
+		return err
+	}
+	err = attachXDP(index, coll.Programs[bpf.XvlanProgXvlanXdp], filepath.Join(p.dir, pinXDP))
+	if err == nil {
+		return nil
+	}
+	if !unsupported(err) {
+		return err
+	}
+	if p.rec.Reason == askedFor {
+		return fmt.Errorf("datapath xdp: %w: %w; leave --datapath out or ask for tc", ErrUnsupported, err)
+	}
+	p.rec.Rung, p.rec.Reason = maps.RungTC, noXDP(err)
+	p.h.log.Info("stepped down", "parent", p.rec.Name, "rung", p.rec.Rung, "reason", p.rec.Reason)
+	return p.save()
+}
+
+func (p *parent) save() error { return p.maps.PutParent(p.rec) }
+
+// teardown removes all that stands in a folder, complete or not: sub-interfaces,
+// programs, and what was changed on the parent, which may be gone itself. The
+// caller holds the lock.
+func (h *Host) teardown(index int, dir string) error {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("find pins: %w", err)
+	}
+	set, err := maps.Open(dir)
+	if errors.Is(err, maps.ErrSchema) {
+		return err
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	l, lerr := h.nl.LinkByIndex(index)
+	if lerr != nil && !errors.As(lerr, new(netlink.LinkNotFoundError)) {
+		return fmt.Errorf("find device %d: %w", index, lerr)
+	}
+	if err != nil || lerr != nil { // nothing was attached yet, or the parent is gone with all it had
+		l = nil
+	}
+	if set != nil {
+		defer set.Close()
+		rec, err := set.Parent()
+		if err != nil {
+			return err
+		}
+		p := &parent{h: h, link: l, dir: dir, maps: set, rec: rec}
+		if err := p.removeAll(); err != nil {
+			return err
+		}
+		if err := p.putBack(); err != nil {
+			return err
+		}
+	}
+	// Pins go one by one: under the name of an unfinished folder an
+	// interrupted removal is gone on with, not taken for an attached parent.
+	if final := strings.TrimSuffix(dir, building); final == dir {
+		if err := removePins(dir + building); err != nil {
+			return err
+		}
+		if err := os.Rename(dir, dir+building); err != nil {
+			return fmt.Errorf("withdraw pins: %w", err)
+		}
+		dir += building
+	}
+	return removePins(dir)
+}
+
+// putBack leaves the parent as it was found.
+func (p *parent) putBack() error {
+	if p.link == nil {
+		return nil
+	}
+	if p.rec.SetAllmulti {
+		if err := p.h.nl.LinkSetAllmulticastOff(p.link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("turn allmulticast off: %w", err)
+		}
+	}
+	if err := p.h.detachClsact(p.link, p.rec.AddClsact); err != nil {
+		return err
+	}
+	p.rec.SetAllmulti, p.rec.AddClsact = false, false
+	return p.save()
+}
+
+// Attach attaches a parent that no sub-interface has to be on yet, or changes
+// the policy of one that is attached.
+func (h *Host) Attach(name string, spec AttachSpec) error {
+	l, unlock, err := h.lockParent(name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rung, err := h.rungOf(l, spec.Datapath)
+	if err != nil {
+		return err
+	}
+	if rung.Rung == maps.RungKernel {
+		return fmt.Errorf("parent %s: %w: the kernel rung attaches nothing (%s)", name, ErrUnsupported, rung.Reason)
+	}
+	p, made, err := h.attach(l, rung, spec)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if made {
+		return p.refresh()
+	}
+	if spec.Capacity != 0 && spec.Capacity != p.rec.Capacity {
+		return fmt.Errorf("parent %s: capacity %d: %w: it was attached for %d; detach it first", name, spec.Capacity, ErrExists, p.rec.Capacity)
+	}
+	p.rec.UnknownDrop, p.rec.Keep = spec.UnknownDrop, spec.Keep
+	return p.save()
+}
+
+// Detach removes all sub-interfaces of a parent and leaves it as it was found.
+func (h *Host) Detach(name string) error {
+	l, unlock, err := h.lockParent(name)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	p, err := h.open(l)
+	if err != nil {
+		return err
+	}
+	kernel, err := h.kernelLinks(l.Attrs().Index)
+	if err != nil {
+		return err
+	}
+	if p == nil && len(kernel) == 0 {
+		return fmt.Errorf("parent %s: %w: nothing of xvlan is attached to it", name, ErrNotFound)
+	}
+	for _, k := range kernel {
+		if err := h.delKernel(k); err != nil {
+			return err
+		}
+	}
+	if p == nil {
+		return nil
+	}
+	p.close()
+	return h.teardown(l.Attrs().Index, p.dir)
+}
+
+// lockParent finds a parent and takes its lock.
+func (h *Host) lockParent(name string) (netlink.Link, func(), error) {
+	l, err := h.parentLink(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := ensureFS(); err != nil {
+		return nil, nil, err
+	}
+	unlock, err := h.lock(l.Attrs().Index)
+	if err != nil {
+		return nil, nil, err
+	}
+	// It may have been changed, or removed, while the lock was waited for.
+	if l, err = h.parentLink(name); err != nil {
+		unlock()
+		return nil, nil, err
+	}
+	return l, unlock, nil
+}
+
+// rungOf says which rung a parent stands on, or is to stand on, and refuses a
+// wish for another than it stands on.
+func (h *Host) rungOf(l netlink.Link, want Datapath) (Rung, error) {
+	var now *Rung
+	p, err := h.open(l)
+	if err != nil {
+		return Rung{}, err
+	}
+	if p != nil {
+		now = &Rung{p.rec.Rung, p.rec.Reason}
+		p.close()
+	} else if kernel, err := h.kernelLinks(l.Attrs().Index); err != nil {
+		return Rung{}, err
+	} else if len(kernel) > 0 {
+		now = &Rung{maps.RungKernel, "it has sub-interfaces made on it"}
+	}
+	if now == nil {
+		return h.choose(l, want)
+	}
+	if want != Auto && string(want) != now.String() {
+		return Rung{}, fmt.Errorf("datapath %s: %w: %s stands on %s with sub-interfaces on it; detach it first: xvlan parent detach %[3]s",
+			want, ErrExists, l.Attrs().Name, now)
+	}
+	return *now, nil
+}

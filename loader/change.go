@@ -1,0 +1,160 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// Selector picks one sub-interface.
+type Selector struct {
+	Name   string // of the device
+	Parent string // "" for any
+	Netns  string // where the device is; "" for wherever
+}
+
+// find returns the one sub-interface that a selector means. A name that
+// several have is the one's in this namespace, if there is one.
+func (h *Host) find(sel Selector) (Link, error) {
+	links, err := h.Links()
+	if err != nil {
+		return Link{}, err
+	}
+	links = slices.DeleteFunc(links, func(l Link) bool {
+		return l.Name != sel.Name || sel.Parent != "" && l.Parent != sel.Parent || sel.Netns != "" && l.Netns != sel.Netns
+	})
+	if len(links) > 1 && sel.Netns == "" {
+		if i := slices.IndexFunc(links, func(l Link) bool { return l.Netns == "" }); i >= 0 {
+			return links[i], nil
+		}
+	}
+	switch len(links) {
+	case 0:
+		return Link{}, fmt.Errorf("sub-interface %s: %w; `xvlan link show` lists them", sel.Name, ErrNotFound)
+	case 1:
+		return links[0], nil
+	}
+	var where []string
+	for _, l := range links {
+		where = append(where, fmt.Sprintf("link %s netns %s", l.Parent, l.Netns))
+	}
+	return Link{}, fmt.Errorf("sub-interface %s: %w: several have that name; add one of: %s",
+		sel.Name, ErrInvalid, strings.Join(where, "; "))
+}
+
+// Del removes a sub-interface, and with the last one leaves the parent as it
+// was found.
+func (h *Host) Del(sel Selector) error {
+	return h.change(sel, func(k kernelLink) error { return h.delKernel(k) },
+		func(p *parent, l Link, sub maps.Sub) error {
+			if err := p.remove(l.ID, sub); err != nil {
+				return err
+			}
+			return p.detachIfEmpty()
+		})
+}
+
+// Move takes a sub-interface to another network namespace, keeping its name.
+func (h *Host) Move(sel Selector, netns string) error {
+	to, err := openSpace(netns)
+	if err != nil {
+		return err
+	}
+	defer to.close()
+	return h.change(sel,
+		func(k kernelLink) error {
+			from, err := openSpace(k.space)
+			if err != nil {
+				return err
+			}
+			defer from.close()
+			return from.move(k.link, to)
+		},
+		func(p *parent, l Link, sub maps.Sub) error {
+			from, err := openSpace(l.Netns)
+			if err != nil {
+				return err
+			}
+			defer from.close()
+			dev, err := from.nl.LinkByName(l.Name)
+			if err != nil {
+				return fmt.Errorf("find %s: %w", l.Name, err)
+			}
+			// By the host leg frames arrive wherever the other end is.
+			sub.Place = maps.Local
+			if err := p.maps.PutSub(l.ID, sub); err != nil {
+				return err
+			}
+			if err := from.move(dev, to); err != nil {
+				return err
+			}
+			if to.own {
+				return nil
+			}
+			sub.Place = maps.Away
+			return p.maps.PutSub(l.ID, sub)
+		})
+}
+
+func (s *space) move(l netlink.Link, to *space) error {
+	if err := to.free(l.Attrs().Name); err != nil {
+		return err
+	}
+	if err := s.nl.LinkSetNsFd(l, int(to.file.Fd())); err != nil {
+		return fmt.Errorf("move %s to netns %s: %w", l.Attrs().Name, to.name, err)
+	}
+	return nil
+}
+
+// change finds a sub-interface and acts on it under its parent's lock.
+func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func(*parent, Link, maps.Sub) error) error {
+	found, err := h.find(sel)
+	if err != nil {
+		return err
+	}
+	l, unlock, err := h.lockParent(found.Parent)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if found.Rung.Rung == maps.RungKernel {
+		links, err := h.kernelLinks(l.Attrs().Index)
+		if err != nil {
+			return err
+		}
+		for _, k := range links {
+			if k.link.Attrs().Name == found.Name && k.space == found.Netns {
+				return onKernel(k)
+			}
+		}
+		return gone(found)
+	}
+	p, err := h.open(l)
+	if err != nil {
+		return err
+	}
+	if p == nil {
+		return gone(found)
+	}
+	defer p.close()
+	if err := p.refresh(); err != nil {
+		return err
+	}
+	sub, err := p.maps.Sub(found.ID)
+	if err != nil {
+		return err
+	}
+	if sub.State != maps.Active || sub.Gen != found.gen {
+		return errors.Join(gone(found), p.detachIfEmpty())
+	}
+	return onOurs(p, found, sub)
+}
+
+func gone(l Link) error {
+	return fmt.Errorf("sub-interface %s: %w: somebody else has just removed it", l.Name, ErrNotFound)
+}

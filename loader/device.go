@@ -1,0 +1,253 @@
+package loader
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// legMTU is the host leg's: the most a veth takes, so that a frame over the
+// parent's MTU reaches xvlan_tx, which drops it with a reason.
+const legMTU = 65535
+
+// legName is the host leg's name, derived from what cannot repeat in its
+// namespace: 15 characters at most.
+func legName(index int, id maps.ID) string { return fmt.Sprintf("xv%x-%x", index, id) }
+
+// parseLeg undoes legName; ok is false for any other name.
+func parseLeg(name string) (index int, id maps.ID, ok bool) {
+	rest, found := strings.CutPrefix(name, "xv")
+	a, b, dash := strings.Cut(rest, "-")
+	i, err1 := strconv.ParseUint(a, 16, 31)
+	d, err2 := strconv.ParseUint(b, 16, 31)
+	ok = found && dash && err1 == nil && err2 == nil && legName(int(i), maps.ID(d)) == name
+	return int(i), maps.ID(d), ok
+}
+
+// randomMAC makes a locally administered unicast address.
+func randomMAC() net.HardwareAddr {
+	mac := make(net.HardwareAddr, 6)
+	rand.Read(mac) // never fails, see crypto/rand
+	mac[0] = mac[0]&^1 | 2
+	return mac
+}
+
+// space is a network namespace that a device is to go to.
+type space struct {
+	file *os.File
+	nl   *netlink.Handle
+	name string
+	own  bool // the Host's own
+}
+
+func (s *space) close() {
+	if s.nl != nil {
+		s.nl.Close()
+	}
+	s.file.Close()
+}
+
+// openSpace finds a namespace by a name under /run/netns, a path or a process
+// ID, as `ip link set netns` does; "" is the calling thread's own.
+func openSpace(name string) (*space, error) {
+	path := filepath.Join("/run/netns", name)
+	if pid, err := strconv.Atoi(name); err == nil && pid > 0 {
+		path = fmt.Sprintf("/proc/%d/ns/net", pid)
+	} else if name == "" {
+		path = "/proc/thread-self/ns/net"
+	} else if strings.Contains(name, "/") {
+		path = name
+	}
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("netns %s: %w; `ip netns` lists the named ones", name, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open netns %s: %w", name, err)
+	}
+	s := &space{file: f, name: name}
+	if s.own, err = sameFile(f, "/proc/thread-self/ns/net"); err != nil {
+		s.close()
+		return nil, err
+	}
+	if s.nl, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE); err != nil {
+		s.close()
+		return nil, fmt.Errorf("netns %s: %w: not a network namespace: %w", name, ErrInvalid, err)
+	}
+	return s, nil
+}
+
+func sameFile(f *os.File, path string) (bool, error) {
+	a, err := f.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at netns: %w", err)
+	}
+	b, err := os.Stat(path)
+	if err != nil {
+		return false, fmt.Errorf("look at own netns: %w", err)
+	}
+	return os.SameFile(a, b), nil
+}
+
+// free tells by ErrExists that a name is taken in the namespace.
+func (s *space) free(name string) error {
+	_, err := s.nl.LinkByName(name)
+	if err == nil {
+		return fmt.Errorf("name %s: %w%s; choose another or delete that device", name, ErrExists, s.where())
+	}
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	return fmt.Errorf("look for %s: %w", name, err)
+}
+
+func (s *space) where() string {
+	if s.name == "" {
+		return ""
+	}
+	return " in netns " + s.name
+}
+
+// configure sets a new device's addresses, and up where it is asked for or
+// addresses are given.
+func (s *space) configure(spec *LinkSpec) error {
+	if len(spec.Addrs) == 0 && !spec.Up {
+		return nil
+	}
+	l, err := s.nl.LinkByName(spec.Name)
+	if err != nil {
+		return fmt.Errorf("find %s%s: %w", spec.Name, s.where(), err)
+	}
+	for _, a := range spec.Addrs {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
+		if err := s.nl.AddrAdd(l, addr); err != nil {
+			return fmt.Errorf("add addr %s: %w", a, err)
+		}
+	}
+	if spec.Up {
+		if err := s.nl.LinkSetUp(l); err != nil {
+			return fmt.Errorf("set %s up: %w", spec.Name, err)
+		}
+	}
+	return nil
+}
+
+// addVeth makes a sub-interface's device: the host leg here, down, and the
+// inner leg under the user's name in its namespace.
+func (h *Host) addVeth(leg string, in *space, spec *LinkSpec) (index int, err error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = leg, legMTU
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
+	veth := &netlink.Veth{
+		LinkAttrs:        attrs,
+		PeerName:         spec.Name,
+		PeerHardwareAddr: spec.MAC,
+		PeerMTU:          uint32(spec.MTU),
+	}
+	if !in.own {
+		veth.PeerNamespace = netlink.NsFd(in.file.Fd())
+	}
+	if err := h.nl.LinkAdd(veth); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return 0, fmt.Errorf("name %s: %w%s", spec.Name, ErrExists, in.where())
+		}
+		return 0, fmt.Errorf("add veth pair: %w", err)
+	}
+	l, err := h.nl.LinkByName(leg)
+	if err != nil {
+		return 0, fmt.Errorf("find host leg: %w", err)
+	}
+	return l.Attrs().Index, nil
+}
+
+// hideLeg keeps the host's stack off the host leg: no IPv6, no ARP.
+func (h *Host) hideLeg(leg string, index int) error {
+	path := filepath.Join("/proc/sys/net/ipv6/conf", leg, "disable_ipv6")
+	if err := os.WriteFile(path, []byte("1"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("disable ipv6 on host leg: %w", err)
+	}
+	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index, Name: leg}}
+	if err := h.nl.LinkSetARPOff(l); err != nil {
+		return fmt.Errorf("turn arp off on host leg: %w", err)
+	}
+	return nil
+}
+
+// setUp sets a device up by index.
+func (h *Host) setUp(index int) error {
+	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}
+	if err := h.nl.LinkSetUp(l); err != nil {
+		return fmt.Errorf("set host leg up: %w", err)
+	}
+	return nil
+}
+
+// delDevice deletes a device by name; one that is not there is no error.
+func (h *Host) delDevice(name string) error {
+	l, err := h.nl.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find %s: %w", name, err)
+	}
+	if err := h.nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	return nil
+}
+
+// removeLegs deletes host legs that no record knows: of a parent whose maps
+// were lost with /run.
+func (h *Host) removeLegs(index int) error {
+	links, err := h.nl.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	var errs []error
+	for _, l := range links {
+		if of, _, ok := parseLeg(l.Attrs().Name); ok && of == index && l.Type() == "veth" {
+			errs = append(errs, h.delDevice(l.Attrs().Name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isLeg tells whether a device of this index and name is there: one ioctl, as
+// this is asked for every sub-interface by every command.
+func isLeg(fd, index int, name string) bool {
+	ifr, err := unix.NewIfreq("x") // the name is filled in by the kernel
+	if err != nil {
+		return false
+	}
+	ifr.SetUint32(uint32(index))
+	return unix.IoctlIfreq(fd, unix.SIOCGIFNAME, ifr) == nil && ifr.Name() == name
+}
+
+// uc adds the MAC to the parent's unicast filter, or removes it. A NIC drops
+// foreign unicast otherwise; a device without a filter goes promiscuous.
+func (p *parent) uc(mac net.HardwareAddr, add bool) error {
+	n := &netlink.Neigh{
+		LinkIndex:    p.rec.Index,
+		Family:       unix.AF_BRIDGE,
+		Flags:        netlink.NTF_SELF,
+		State:        netlink.NUD_PERMANENT,
+		HardwareAddr: mac,
+	}
+	if add { // EEXIST: somebody else has added it
+		return p.h.nl.NeighAdd(n)
+	}
+	return p.h.nl.NeighDel(n)
+}

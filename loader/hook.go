@@ -1,0 +1,161 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// filterPrio is the priority of our clsact filters, by which they are known.
+const filterPrio = 0x7876
+
+// unsupported tells the errors by which a driver or kernel says that it cannot
+// do a thing, from those that say it will not now (EBUSY, EPERM). Drivers
+// answer EINVAL, and veth ERANGE, to an MTU too large for their XDP.
+func unsupported(err error) bool {
+	return errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EOPNOTSUPP) ||
+		errors.Is(err, unix.ERANGE) || errors.Is(err, unix.EINVAL)
+}
+
+// attachXDP attaches natively and pins the link.
+func attachXDP(index int, prog *ebpf.Program, pin string) error {
+	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPDriverMode})
+	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("attach xdp: %w: it holds another XDP program; detach that, or ask for --datapath tc", ErrBusy)
+	}
+	if err != nil {
+		return fmt.Errorf("attach xdp: %w", err)
+	}
+	return pinLink(l, pin)
+}
+
+// attachTC attaches at tc ingress: by a pinned tcx link (Linux 6.6) or, where
+// that is not to be had, by a filter on the device's clsact qdisc. addClsact
+// tells that the qdisc is missing and has to be added first, which is asked
+// through allow so that the caller can note it.
+func (h *Host) attachTC(index int, prog *ebpf.Program, pin string, allow func() error) error {
+	if !h.legacyTC {
+		l, err := link.AttachTCX(link.TCXOptions{Program: prog, Interface: index, Attach: ebpf.AttachTCXIngress})
+		if err == nil {
+			return pinLink(l, pin)
+		}
+		if !errors.Is(err, ebpf.ErrNotSupported) {
+			return fmt.Errorf("attach tcx: %w", err)
+		}
+	}
+	has, err := h.hasClsact(index)
+	if err != nil {
+		return err
+	}
+	if !has {
+		if err := allow(); err != nil {
+			return err
+		}
+		if err := h.nl.QdiscAdd(clsact(index)); err != nil {
+			return fmt.Errorf("add clsact qdisc: %w", err)
+		}
+	}
+	filter := &netlink.BpfFilter{FilterAttrs: filterAttrs(index), Fd: prog.FD(), Name: "xvlan", DirectAction: true}
+	if err := h.nl.FilterReplace(filter); err != nil {
+		return fmt.Errorf("add tc filter: %w", err)
+	}
+	return nil
+}
+
+func pinLink(l link.Link, pin string) error {
+	if err := l.Pin(pin); err != nil {
+		return errors.Join(fmt.Errorf("pin link: %w", err), l.Close())
+	}
+	return l.Close()
+}
+
+func clsact(index int) netlink.Qdisc {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: index,
+		Handle:    netlink.MakeHandle(0xffff, 0),
+		Parent:    netlink.HANDLE_CLSACT,
+	}}
+}
+
+func filterAttrs(index int) netlink.FilterAttrs {
+	return netlink.FilterAttrs{
+		LinkIndex: index,
+		Parent:    netlink.HANDLE_MIN_INGRESS,
+		Handle:    1,
+		Protocol:  unix.ETH_P_ALL,
+		Priority:  filterPrio,
+	}
+}
+
+// hasClsact tells whether a device has a clsact qdisc. An old-style ingress
+// qdisc in its place will do as well: filters attach to either.
+func (h *Host) hasClsact(index int) (bool, error) {
+	l, err := h.nl.LinkByIndex(index)
+	if err != nil {
+		return false, fmt.Errorf("find device %d: %w", index, err)
+	}
+	qdiscs, err := h.nl.QdiscList(l)
+	if err != nil {
+		return false, fmt.Errorf("list qdiscs of %s: %w", l.Attrs().Name, err)
+	}
+	for _, q := range qdiscs {
+		if t := q.Type(); t == "clsact" || t == "ingress" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// detachClsact removes our filter and, where we had added it and nobody has
+// used it since, the qdisc.
+func (h *Host) detachClsact(l netlink.Link, added bool) error {
+	has, err := h.hasClsact(l.Attrs().Index)
+	if err != nil || !has {
+		return err
+	}
+	var others bool
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		filters, err := h.nl.FilterList(l, parent)
+		if err != nil {
+			return fmt.Errorf("list filters of %s: %w", l.Attrs().Name, err)
+		}
+		for _, f := range filters {
+			if f.Attrs().Priority != filterPrio {
+				others = true
+				continue
+			}
+			if err := h.nl.FilterDel(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("remove filter from %s: %w", l.Attrs().Name, err)
+			}
+		}
+	}
+	if !added || others {
+		return nil
+	}
+	if err := h.nl.QdiscDel(clsact(l.Attrs().Index)); err != nil {
+		return fmt.Errorf("remove clsact qdisc from %s: %w", l.Attrs().Name, err)
+	}
+	return nil
+}
+
+// orphaned tells that a pinned link's device is gone.
+func orphaned(pin string) bool {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if err != nil {
+		return false
+	}
+	defer l.Close()
+	info, err := l.Info()
+	if err != nil {
+		return false
+	}
+	if tcx := info.TCX(); tcx != nil {
+		return tcx.Ifindex == 0
+	}
+	return false
+}

@@ -1,0 +1,196 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// kernelAlias marks the devices of the kernel rung, which has no maps to know
+// them by. It goes with the device through namespaces.
+const kernelAlias = "xvlan"
+
+// kernelLink is a sub-interface on the kernel rung.
+type kernelLink struct {
+	link  netlink.Link
+	space string // name of its netns, "" for the parent's
+}
+
+// addKernel makes a device of the kernel's own driver. It gets a name of ours
+// first and the alias, and moves to its own name and namespace in one step, so
+// that what an interrupted command leaves can be told from others' devices.
+func (h *Host) addKernel(parent netlink.Link, in *space, spec *LinkSpec) (err error) {
+	if err := h.removeHalfKernel(parent.Attrs().Index); err != nil {
+		return err
+	}
+	if err := h.checkKernel(parent, spec); err != nil {
+		return err
+	}
+	l := newKernelLink(parent.Attrs().Index, spec)
+	temp := l.Attrs().Name
+	if err := h.nl.LinkAdd(l); err != nil {
+		return h.explainKernel(err, parent, spec)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, h.delDevice(temp), in.del(spec.Name))
+		}
+	}()
+	made, err := h.nl.LinkByName(temp)
+	if err != nil {
+		return fmt.Errorf("find %s: %w", temp, err)
+	}
+	if err := h.nl.LinkSetAlias(made, kernelAlias); err != nil {
+		return fmt.Errorf("mark %s: %w", spec.Name, err)
+	}
+	if err := moveAs(made.Attrs().Index, in, spec.Name); err != nil {
+		return err
+	}
+	return in.configure(spec)
+}
+
+func newKernelLink(index int, spec *LinkSpec) netlink.Link {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = legName(index, 0)
+	attrs.ParentIndex = index
+	attrs.HardwareAddr = spec.MAC
+	attrs.MTU = spec.MTU
+	if spec.Kind == maps.Macvlan {
+		return &netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}
+	}
+	attrs.MTU = 0 // the driver sets the parent's, and takes no other
+	return &netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2, Flag: netlink.IPVLAN_FLAG_BRIDGE}
+}
+
+// checkKernel refuses what the kernel's drivers cannot do.
+func (h *Host) checkKernel(parent netlink.Link, spec *LinkSpec) error {
+	if spec.Kind == maps.Ipvlan && spec.MAC != nil {
+		return fmt.Errorf("address %s: %w: on the kernel rung an ipvlan has its parent's MAC; leave it out", spec.MAC, ErrUnsupported)
+	}
+	if spec.Kind == maps.Ipvlan && spec.MTU != parent.Attrs().MTU {
+		return fmt.Errorf("mtu %d: %w: on the kernel rung an ipvlan has its parent's MTU; leave it out", spec.MTU, ErrUnsupported)
+	}
+	links, err := h.kernelLinks(parent.Attrs().Index)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.link.Type() != spec.Kind.String() {
+			return fmt.Errorf("type %s: %w: on the kernel rung a parent takes one kind, and %s has %s on it",
+				spec.Kind, ErrUnsupported, parent.Attrs().Name, l.link.Type())
+		}
+	}
+	return nil
+}
+
+// explainKernel gives the driver's error its meaning.
+func (h *Host) explainKernel(err error, parent netlink.Link, spec *LinkSpec) error {
+	name := parent.Attrs().Name
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("type %s: %w: this kernel is built without %[1]s, and the kernel rung needs it", spec.Kind, ErrUnsupported)
+	case errors.Is(err, unix.EBUSY):
+		return fmt.Errorf("parent %s: %w: another driver (bridge, bond, macvlan, ipvlan) receives on it", name, ErrBusy)
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("address %s: %w on %s", spec.MAC, ErrExists, name)
+	}
+	return fmt.Errorf("add kernel %s on %s: %w", spec.Kind, name, err)
+}
+
+// moveAs gives a device its namespace and its name in one message, which the
+// netlink library does not offer.
+func moveAs(index int, in *space, name string) error {
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	if !in.own {
+		req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(in.file.Fd()))))
+	}
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("name %s: %w%s", name, ErrExists, in.where())
+	}
+	if err != nil {
+		return fmt.Errorf("name device %s%s: %w", name, in.where(), err)
+	}
+	return nil
+}
+
+// del deletes a device of ours by name, if it is there.
+func (s *space) del(name string) error {
+	l, err := s.nl.LinkByName(name)
+	if err != nil || l.Attrs().Alias != kernelAlias {
+		return nil //nolint:nilerr // not there, or not ours
+	}
+	if err := s.nl.LinkDel(l); err != nil {
+		return fmt.Errorf("delete %s: %w", name, err)
+	}
+	return nil
+}
+
+// removeHalfKernel removes a device that was not given its name yet.
+func (h *Host) removeHalfKernel(index int) error {
+	l, err := h.nl.LinkByName(legName(index, 0))
+	if err != nil {
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			return nil
+		}
+		return fmt.Errorf("look for unfinished device: %w", err)
+	}
+	if err := h.nl.LinkDel(l); err != nil {
+		return fmt.Errorf("delete unfinished device: %w", err)
+	}
+	return nil
+}
+
+// kernelLinks finds a parent's sub-interfaces on the kernel rung, in its own
+// namespace and in the named ones; index 0 stands for every parent.
+func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
+	own, err := h.nl.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	var all []kernelLink
+	for _, l := range own {
+		if isKernelLink(l) && l.Attrs().NetNsID < 0 && (index == 0 || l.Attrs().ParentIndex == index) {
+			all = append(all, kernelLink{link: l})
+		}
+	}
+	err = h.eachSpace(func(s *space, here int) error {
+		links, err := s.nl.LinkList()
+		if err != nil {
+			return fmt.Errorf("list devices%s: %w", s.where(), err)
+		}
+		for _, l := range links {
+			if isKernelLink(l) && l.Attrs().NetNsID == here && (index == 0 || l.Attrs().ParentIndex == index) {
+				all = append(all, kernelLink{link: l, space: s.name})
+			}
+		}
+		return nil
+	})
+	return all, err
+}
+
+func isKernelLink(l netlink.Link) bool {
+	return (l.Type() == "macvlan" || l.Type() == "ipvlan") && l.Attrs().Alias == kernelAlias
+}
+
+// delKernel deletes a sub-interface of the kernel rung.
+func (h *Host) delKernel(k kernelLink) error {
+	s, err := openSpace(k.space)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if err := s.nl.LinkDel(k.link); err != nil {
+		return fmt.Errorf("delete %s: %w", k.link.Attrs().Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,267 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// xdpCosts names the drivers whose devices lose something that their users
+// need while native XDP is attached, so that it is not taken unasked.
+var xdpCosts = map[string]string{
+	"veth":       "veth: native XDP would make its peer give up TSO",
+	"tun":        "tun: native XDP would turn its receive offloads off",
+	"virtio_net": "virtio_net: native XDP would turn its receive offloads off",
+}
+
+// noFilter are the kinds whose own fdb or missing address filter makes adding a
+// unicast address to them wrong: the default handler is not theirs.
+var noFilter = []string{"vxlan", "bridge", "macvlan"}
+
+// askedFor is the reason of a rung that --datapath chose.
+const askedFor = "asked for"
+
+// Rung says what a parent can stand on and why not higher.
+type Rung struct {
+	maps.Rung
+	Reason string
+}
+
+// noBPF says why this process cannot use BPF; "" if it can.
+func noBPF() (string, error) {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err == nil {
+		return "", m.Close()
+	}
+	switch {
+	case errors.Is(err, unix.ENOSYS):
+		return "this kernel is built without BPF", nil
+	case errors.Is(err, unix.EPERM):
+		return "BPF takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, which this process lacks", nil
+	}
+	return "", fmt.Errorf("try BPF: %w", err)
+}
+
+// driver names a device's driver as ethtool does; "" where it has none to say.
+func driver(l netlink.Link) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlGetEthtoolDrvinfo(fd, l.Attrs().Name)
+	if err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(info.Driver[:])
+}
+
+// choose says which rung a parent is to be tried on first. Attaching may still
+// find that xdp cannot be had, see attachRung.
+func (h *Host) choose(l netlink.Link, want Datapath) (Rung, error) {
+	if want == Kernel {
+		return Rung{maps.RungKernel, askedFor}, nil
+	}
+	reason, err := noBPF()
+	if err != nil {
+		return Rung{}, err
+	}
+	switch {
+	case reason != "" && want != Auto:
+		return Rung{}, fmt.Errorf("datapath %s: %w: %s", want, ErrPrivilege, reason)
+	case reason != "":
+		return Rung{maps.RungKernel, reason}, nil
+	case want == TC:
+		return Rung{maps.RungTC, askedFor}, nil
+	case want == XDP:
+		return Rung{maps.RungXDP, askedFor}, nil
+	}
+	d := driver(l)
+	if d == "" {
+		d = l.Type()
+	}
+	if cost, ok := xdpCosts[d]; ok {
+		return Rung{maps.RungTC, cost}, nil
+	}
+	return Rung{maps.RungXDP, fmt.Sprintf("%s has native XDP", d)}, nil
+}
+
+// Probe is what a host, and a parent if one was named, can do.
+type Probe struct {
+	Kernel   string
+	Features []Feature
+	Parent   string // "" if none was named
+	Driver   string
+	Rung     Rung
+}
+
+// Feature is one thing that the datapath uses where it is there.
+type Feature struct {
+	Name   string
+	Have   bool
+	Detail string // what it is for, or why it is missing
+}
+
+// Probe finds out what can be had here. It attaches nothing that stays; native
+// XDP is tried on the parent by attaching a program that passes everything,
+// for a moment, unless another program is there.
+func (h *Host) Probe(parent string) (*Probe, error) {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return nil, fmt.Errorf("read kernel version: %w", err)
+	}
+	p := &Probe{Kernel: unix.ByteSliceToString(uts.Release[:]), Features: h.features()}
+	if parent == "" {
+		return p, nil
+	}
+	l, err := h.parentLink(parent)
+	if err != nil {
+		return nil, err
+	}
+	p.Parent, p.Driver = parent, driver(l)
+	if p.Rung, err = h.choose(l, Auto); err != nil {
+		return nil, err
+	}
+	if p.Rung.Rung != maps.RungXDP {
+		return p, nil
+	}
+	switch err := tryXDP(l.Attrs().Index); {
+	case err == nil:
+	case unsupported(err):
+		p.Rung = Rung{maps.RungTC, noXDP(err)}
+	default:
+		p.Rung.Reason = fmt.Sprintf("%s, but not now: %v", p.Rung.Reason, err)
+	}
+	return p, nil
+}
+
+func noXDP(err error) string { return fmt.Sprintf("no native XDP: %v", err) }
+
+// tryXDP attaches a program that passes everything, and detaches it.
+func tryXDP(index int) error {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.XDP,
+		Flags:        unix.BPF_F_XDP_HAS_FRAGS,
+		License:      "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 2 /* XDP_PASS */), asm.Return()},
+	})
+	if err != nil {
+		return fmt.Errorf("load probe: %w", err)
+	}
+	defer prog.Close()
+	l, err := link.AttachXDP(link.XDPOptions{Program: prog, Interface: index, Flags: link.XDPDriverMode})
+	if err != nil {
+		return fmt.Errorf("attach xdp: %w", err)
+	}
+	return l.Close()
+}
+
+func (h *Host) features() []Feature {
+	reason, err := noBPF()
+	if err != nil {
+		reason = err.Error()
+	}
+	all := []Feature{have("bpf", reason, "the tc and xdp rungs")}
+	all = append(all, have("tcx", probeTCX(), "programs attach by links that others' keep their place beside (Linux 6.6)"))
+	for _, kind := range []string{"macvlan", "ipvlan"} {
+		all = append(all, have(kind, h.probeKind(kind), "the kernel rung"))
+	}
+	ok, err := mounted()
+	switch {
+	case err != nil:
+		reason = err.Error()
+	case ok:
+		reason = ""
+	default:
+		reason = "mounted with the first parent"
+		if private, err := privateMounts(); err == nil && private {
+			reason = "not mounted, and this is a mount namespace of its own"
+		}
+	}
+	return append(all, have("bpffs", reason, pinRoot))
+}
+
+func have(name, missing, use string) Feature {
+	if missing != "" {
+		return Feature{Name: name, Detail: missing}
+	}
+	return Feature{Name: name, Have: true, Detail: use}
+}
+
+// probeTCX says why tcx links cannot be had; "" if they can.
+func probeTCX() string {
+	prog, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type:         ebpf.SchedCLS,
+		License:      "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, -1 /* TCX_NEXT */), asm.Return()},
+	})
+	if err != nil {
+		return err.Error()
+	}
+	defer prog.Close()
+	l, err := link.AttachTCX(link.TCXOptions{Program: prog, Interface: 1, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return "Linux 6.6 or later has it; clsact filters do instead"
+	}
+	if err != nil {
+		return err.Error()
+	}
+	if err := l.Close(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// probeKind says why the kernel's own driver cannot be had; "" if it can. It
+// asks for a device on the loopback device, which both drivers refuse with
+// EINVAL, where a kernel without the driver says EOPNOTSUPP.
+func (h *Host) probeKind(kind string) string {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = "xvprobe", 1
+	var l netlink.Link = &netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}
+	if kind == "ipvlan" {
+		l = &netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2}
+	}
+	err := h.nl.LinkAdd(l)
+	switch {
+	case err == nil:
+		return fmt.Sprintf("unexpected: made one on lo: %v", h.nl.LinkDel(l))
+	case errors.Is(err, unix.EINVAL):
+		return ""
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return "this kernel is built without it"
+	}
+	return err.Error()
+}
+
+// parentLink finds a parent and refuses devices that cannot be one.
+func (h *Host) parentLink(name string) (netlink.Link, error) {
+	l, err := h.nl.LinkByName(name)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, fmt.Errorf("parent %s: %w: no such device in this network namespace; `ip link` lists them", name, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find parent %s: %w", name, err)
+	}
+	attrs := l.Attrs()
+	if attrs.RawFlags&unix.IFF_LOOPBACK != 0 {
+		return nil, fmt.Errorf("parent %s: %w: a loopback device has no wire; name an Ethernet device", name, ErrInvalid)
+	}
+	if attrs.EncapType != "ether" || len(attrs.HardwareAddr) != 6 {
+		return nil, fmt.Errorf("parent %s: %w: its link type is %s; name an Ethernet device", name, ErrInvalid, attrs.EncapType)
+	}
+	if _, _, ok := parseLeg(name); ok && l.Type() == "veth" {
+		return nil, fmt.Errorf("parent %s: %w: it is the host leg of a sub-interface; name its parent", name, ErrInvalid)
+	}
+	return l, nil
+}
+
+func filters(l netlink.Link) bool { return !slices.Contains(noFilter, l.Type()) }

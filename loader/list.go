@@ -1,0 +1,306 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// Link is a sub-interface as it stands.
+type Link struct {
+	Parent    string
+	Name      string // what it is called now, in its namespace
+	Netns     string // "" for the parent's; "nsid N" for one without a name
+	Index     int    // ifindex in its namespace
+	Flags     uint32 // IFF_*
+	MTU       int
+	OperState string
+	MAC       net.HardwareAddr // of the device
+	WireMAC   net.HardwareAddr // what the wire sees
+	Kind      maps.Kind
+	Mode      maps.Mode
+	Rung      Rung
+	ID        maps.ID // 0 on the kernel rung
+	Leg       string  // host leg, "" on the kernel rung
+	Place     maps.Place
+	Addrs     []LinkAddr // known to the datapath
+	Stats     maps.Stats // on the kernel rung RX, TX and no reasons
+
+	gen uint32 // of the record it was read from
+}
+
+// LinkAddr is an address that leads to a sub-interface.
+type LinkAddr struct {
+	Addr   netip.Addr
+	Origin maps.Origin
+}
+
+// ParentInfo is an attached parent as it stands.
+type ParentInfo struct {
+	maps.Parent
+	Links int        // sub-interfaces on it
+	Stats maps.Stats // of what was for none of them
+}
+
+// Parents lists the attached parents of this namespace by name. The kernel
+// rung attaches nothing and so has none.
+func (h *Host) Parents() ([]ParentInfo, error) {
+	var all []ParentInfo
+	err := h.eachParent(func(_ int, set *maps.Set, rec maps.Parent) error {
+		info := ParentInfo{Parent: rec}
+		subs, err := set.Subs()
+		if err != nil {
+			return err
+		}
+		for _, s := range subs {
+			if s.State == maps.Active {
+				info.Links++
+			}
+		}
+		if info.Stats, err = set.Stats(0); err != nil {
+			return err
+		}
+		all = append(all, info)
+		return nil
+	})
+	slices.SortFunc(all, func(a, b ParentInfo) int { return strings.Compare(a.Name, b.Name) })
+	return all, err
+}
+
+// eachParent opens the maps of every complete parent of this namespace. One
+// that goes while it is looked at is passed over.
+func (h *Host) eachParent(fn func(index int, set *maps.Set, rec maps.Parent) error) error {
+	indexes, err := h.indexes()
+	if err != nil {
+		return err
+	}
+	for _, index := range indexes {
+		set, err := maps.Open(h.pinDir(index))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("parent %d: %w", index, err)
+		}
+		rec, err := set.Parent()
+		if err == nil {
+			err = fn(index, set, rec)
+		}
+		if err := errors.Join(err, set.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Links lists the sub-interfaces of all parents of this namespace, by parent
+// and in the order they were made; those whose device is gone are left out.
+func (h *Host) Links() ([]Link, error) {
+	names, err := h.spaceNames()
+	if err != nil {
+		return nil, err
+	}
+	var all []Link
+	err = h.eachParent(func(_ int, set *maps.Set, rec maps.Parent) error {
+		links, err := h.linksOf(set, rec, names)
+		all = append(all, links...)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := h.kernelLinks(0)
+	if err != nil {
+		return nil, err
+	}
+	for _, k := range kernel {
+		l, err := h.fromKernel(k)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	slices.SortStableFunc(all, func(a, b Link) int { return strings.Compare(a.Parent, b.Parent) })
+	return all, nil
+}
+
+func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]Link, error) {
+	subs, err := set.Subs()
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := set.Addrs()
+	if err != nil {
+		return nil, err
+	}
+	byID := map[maps.ID][]LinkAddr{}
+	for _, a := range addrs {
+		if a.Origin != maps.Reserved && subs[a.ID].Gen == a.Gen {
+			byID[a.ID] = append(byID[a.ID], LinkAddr{a.Addr, a.Origin})
+		}
+	}
+	var all []Link
+	for i, s := range subs {
+		id := maps.ID(i)
+		if s.State != maps.Active {
+			continue
+		}
+		l := Link{
+			Parent: rec.Name, Kind: s.Kind, Mode: s.Mode, Rung: Rung{rec.Rung, rec.Reason},
+			ID: id, Leg: legName(rec.Index, id), Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen,
+		}
+		if s.Kind == maps.Ipvlan {
+			l.WireMAC = rec.MAC
+		}
+		slices.SortFunc(l.Addrs, func(a, b LinkAddr) int { return a.Addr.Compare(b.Addr) })
+		if ok, err := h.fillInner(&l, s.Leg, names); err != nil {
+			return nil, err
+		} else if !ok {
+			continue
+		}
+		if l.Stats, err = set.Stats(id); err != nil {
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// fillInner reads the inner leg's state; ok is false where it is gone.
+func (h *Host) fillInner(l *Link, leg int, names map[int]string) (ok bool, err error) {
+	outer, err := h.nl.LinkByIndex(leg)
+	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && outer.Attrs().Name != l.Leg {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("find host leg of %d: %w", l.ID, err)
+	}
+	nsid := outer.Attrs().NetNsID
+	inner, err := linkIn(nsid, outer.Attrs().ParentIndex)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) { // moved or deleted meanwhile
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("find inner leg of %d: %w", l.ID, err)
+	}
+	fill(l, inner)
+	if nsid >= 0 {
+		if l.Netns = names[nsid]; l.Netns == "" {
+			l.Netns = "nsid " + strconv.Itoa(nsid)
+		}
+	}
+	return true, nil
+}
+
+func fill(l *Link, dev netlink.Link) {
+	a := dev.Attrs()
+	l.Name, l.Index, l.Flags, l.MTU, l.MAC = a.Name, a.Index, a.RawFlags, a.MTU, a.HardwareAddr
+	l.OperState = strings.ToUpper(a.OperState.String())
+}
+
+// linkIn reads a device in another namespace by that namespace's id, which
+// needs no way to open it (Linux 4.20). A negative id is the own namespace.
+func linkIn(nsid, index int) (netlink.Link, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	if nsid >= 0 {
+		req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid))))
+	}
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if err != nil {
+		return nil, err
+	}
+	if len(msgs) != 1 {
+		return nil, fmt.Errorf("read device %d: %d answers", index, len(msgs))
+	}
+	return netlink.LinkDeserialize(nil, msgs[0])
+}
+
+// fromKernel describes a device of the kernel rung.
+func (h *Host) fromKernel(k kernelLink) (Link, error) {
+	a := k.link.Attrs()
+	l := Link{Netns: k.space, Rung: Rung{maps.RungKernel, "no xvlan datapath on this parent"}, WireMAC: a.HardwareAddr}
+	if k.space != "" {
+		l.Place = maps.Away
+	}
+	parent, err := h.nl.LinkByIndex(a.ParentIndex)
+	if err != nil {
+		return l, fmt.Errorf("find parent of %s: %w", a.Name, err)
+	}
+	l.Parent = parent.Attrs().Name
+	fill(&l, k.link)
+	l.Kind, l.Mode = maps.Macvlan, maps.Bridge
+	if k.link.Type() == "ipvlan" {
+		l.Kind, l.Mode = maps.Ipvlan, maps.L2
+	}
+	if s := a.Statistics; s != nil {
+		l.Stats[maps.RX] = maps.Counter{Packets: s.RxPackets, Bytes: s.RxBytes}
+		l.Stats[maps.TX] = maps.Counter{Packets: s.TxPackets, Bytes: s.TxBytes}
+	}
+	return l, nil
+}
+
+// eachSpace visits the named network namespaces other than the own one; here
+// is the own one's id as seen from there, -1 if nothing there leads here.
+func (h *Host) eachSpace(fn func(s *space, here int) error) error {
+	entries, err := os.ReadDir("/run/netns")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list named netns: %w", err)
+	}
+	self, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("open own netns: %w", err)
+	}
+	defer self.Close()
+	for _, e := range entries {
+		s, err := openSpace(e.Name())
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) {
+			continue // deleted meanwhile, or a name without a namespace yet
+		}
+		if err != nil {
+			return err
+		}
+		if !s.own {
+			here, err2 := s.nl.GetNetNsIdByFd(int(self.Fd()))
+			if err = err2; err == nil {
+				err = fn(s, here)
+			}
+		}
+		s.close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// spaceNames maps the ids of other namespaces, as seen from here, to names.
+func (h *Host) spaceNames() (map[int]string, error) {
+	names := map[int]string{}
+	err := h.eachSpace(func(s *space, _ int) error {
+		id, err := h.nl.GetNetNsIdByFd(int(s.file.Fd()))
+		if err != nil {
+			return fmt.Errorf("read id of netns %s: %w", s.name, err)
+		}
+		names[id] = s.name
+		return nil
+	})
+	return names, err
+}

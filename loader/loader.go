@@ -1,0 +1,168 @@
+// Package loader builds sub-interfaces: it chooses a parent's rung on the
+// ladder, attaches and pins the programs, makes the devices over netlink and
+// enters them into the maps. No process has to stay for packets to flow.
+//
+// All calls act in the network namespace of the calling thread, which the
+// caller has locked (runtime.LockOSThread) if it has switched it.
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// What a caller can act on. Errors wrap these and name what was wrong.
+var (
+	ErrNotFound    = errors.New("not found")
+	ErrExists      = errors.New("already taken")
+	ErrInvalid     = errors.New("not valid")
+	ErrBusy        = errors.New("in use by somebody else")
+	ErrPrivilege   = errors.New("not permitted")
+	ErrUnsupported = errors.New("not supported here")
+	ErrTransient   = errors.New("would vanish with this command")
+)
+
+// DefaultCapacity is how many sub-interfaces a parent is made for when nothing
+// else is asked for.
+const DefaultCapacity = 1024
+
+// Host is the host's side of xvlan in one network namespace.
+type Host struct {
+	log    *slog.Logger
+	nl     *netlink.Handle
+	cookie uint64 // of the namespace
+
+	legacyTC bool // attach by clsact filters even where tcx can be had; set by tests
+}
+
+// Open prepares a Host for the calling thread's network namespace. It changes
+// nothing and needs no privilege.
+func Open(log *slog.Logger) (*Host, error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	cookie, err := netnsCookie()
+	if err != nil {
+		nl.Close()
+		return nil, err
+	}
+	return &Host{log: log, nl: nl, cookie: cookie}, nil
+}
+
+// Close lets go of the Host; what it built stays.
+func (h *Host) Close() { h.nl.Close() }
+
+// netnsCookie returns the kernel's number for the calling thread's network
+// namespace, unique until reboot (Linux 5.14).
+func netnsCookie() (uint64, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("open socket: %w", err)
+	}
+	defer unix.Close(fd)
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+	if err != nil {
+		return 0, fmt.Errorf("read netns cookie: %w", err)
+	}
+	return cookie, nil
+}
+
+// Datapath is a rung asked for, or Auto.
+type Datapath string
+
+// The datapaths that can be asked for.
+const (
+	Auto   Datapath = ""
+	XDP    Datapath = "xdp"
+	TC     Datapath = "tc"
+	Kernel Datapath = "kernel"
+)
+
+// LinkSpec describes a sub-interface to be made.
+type LinkSpec struct {
+	Parent   string
+	Name     string
+	Kind     maps.Kind
+	Mode     maps.Mode
+	MAC      net.HardwareAddr // nil: a random one
+	Addrs    []netip.Prefix   // set on the device and given to it in the maps
+	MTU      int              // 0: the parent's
+	Netns    string           // "", a name under /run/netns, a path, or a process ID
+	Up       bool
+	Datapath Datapath
+}
+
+// AttachSpec describes how a parent is to be attached.
+type AttachSpec struct {
+	Datapath    Datapath
+	Capacity    uint32 // 0: DefaultCapacity
+	UnknownDrop bool   // drop unicast that is neither the parent's nor a sub-interface's
+	Keep        bool   // stay attached when the last sub-interface goes
+}
+
+// minMTU is the least an IPv4 device can have, RFC 791.
+const minMTU = 68
+
+// check finds what is wrong with a spec by itself and against its parent.
+func (s *LinkSpec) check(parent netlink.Link) error {
+	if err := checkName(s.Name); err != nil {
+		return err
+	}
+	attrs := parent.Attrs()
+	if s.MAC != nil {
+		if err := checkMAC(s.MAC); err != nil {
+			return err
+		}
+		if s.MAC.String() == attrs.HardwareAddr.String() {
+			return fmt.Errorf("address %s: %w: it is the parent's; leave it out for a random one", s.MAC, ErrExists)
+		}
+	}
+	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
+		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)
+	}
+	for _, p := range s.Addrs {
+		if a := p.Addr(); !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() {
+			return fmt.Errorf("addr %s: %w: not a unicast address", p, ErrInvalid)
+		}
+	}
+	return nil
+}
+
+func checkName(name string) error {
+	switch {
+	case name == "":
+		return fmt.Errorf("name: %w: give the sub-interface one", ErrInvalid)
+	case len(name) >= unix.IFNAMSIZ:
+		return fmt.Errorf("name %q: %w: %d characters, at most %d fit", name, ErrInvalid, len(name), unix.IFNAMSIZ-1)
+	case name == "." || name == "..":
+		return fmt.Errorf("name %q: %w", name, ErrInvalid)
+	}
+	for _, c := range name {
+		// What the kernel's dev_valid_name refuses, and '%', which it expands.
+		if c <= ' ' || c == '/' || c == ':' || c == '%' || c == 0x7f {
+			return fmt.Errorf("name %q: %w: character %q", name, ErrInvalid, c)
+		}
+	}
+	return nil
+}
+
+func checkMAC(mac net.HardwareAddr) error {
+	switch {
+	case len(mac) != 6:
+		return fmt.Errorf("address %s: %w: an Ethernet MAC has 6 bytes", mac, ErrInvalid)
+	case mac[0]&1 != 0:
+		return fmt.Errorf("address %s: %w: a group address; the first byte must be even", mac, ErrInvalid)
+	case mac.String() == "00:00:00:00:00:00":
+		return fmt.Errorf("address %s: %w: all zeroes", mac, ErrInvalid)
+	}
+	return nil
+}

@@ -1,0 +1,190 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Pins live in a bpf file system of xvlan's own. /run, unlike /sys, is the
+// same inside `ip netns exec`, which mounts a fresh /sys.
+const (
+	runDir  = "/run/xvlan"
+	pinRoot = runDir + "/bpf"
+	lockDir = runDir + "/lock"
+)
+
+// building marks a parent's folder that is not complete. (The bpf file system
+// reserves names with dots.)
+const building = "-new"
+
+// folder is the key of a parent: names and indexes repeat between namespaces.
+func folder(cookie uint64, index int) string { return fmt.Sprintf("%d-%d", cookie, index) }
+
+// parseFolder undoes folder; ok is false for any other name.
+func parseFolder(name string) (cookie uint64, index int, ok bool) {
+	name = strings.TrimSuffix(name, building)
+	c, i, found := strings.Cut(name, "-")
+	cookie, err1 := strconv.ParseUint(c, 10, 64)
+	index, err2 := strconv.Atoi(i)
+	return cookie, index, found && err1 == nil && err2 == nil
+}
+
+func (h *Host) pinDir(index int) string { return filepath.Join(pinRoot, folder(h.cookie, index)) }
+
+// mounted tells whether the bpf file system is there.
+func mounted() (bool, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(pinRoot, &st); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("look at %s: %w", pinRoot, err)
+	}
+	return uint32(st.Type) == unix.BPF_FS_MAGIC, nil
+}
+
+// ensureFS makes the folders and mounts the bpf file system where it is missing.
+func ensureFS() error {
+	if err := os.MkdirAll(lockDir, 0o700); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("make %s: %w: run xvlan as root", lockDir, ErrPrivilege)
+		}
+		return fmt.Errorf("make %s: %w", lockDir, err)
+	}
+	if ok, err := mounted(); ok || err != nil {
+		return err
+	}
+	unlock, err := lockFile("mount")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if ok, err := mounted(); ok || err != nil {
+		return err
+	}
+	if private, err := privateMounts(); err != nil {
+		return err
+	} else if private {
+		return fmt.Errorf("mount %s: %w: this is a mount namespace of its own, as `ip netns exec` makes; "+
+			"type `xvlan -n NETNS ...` instead, or once, outside: mkdir -p %[1]s && mount -t bpf bpf %[1]s",
+			pinRoot, ErrTransient)
+	}
+	if err := os.MkdirAll(pinRoot, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", pinRoot, err)
+	}
+	if err := unix.Mount("bpf", pinRoot, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
+		if errors.Is(err, unix.EPERM) {
+			return fmt.Errorf("mount %s: %w: it takes CAP_SYS_ADMIN", pinRoot, ErrPrivilege)
+		}
+		return fmt.Errorf("mount bpf file system on %s: %w", pinRoot, err)
+	}
+	return nil
+}
+
+// privateMounts tells whether this process sees other mounts than the system's
+// first one: a mount made here would end with the namespace.
+func privateMounts() (bool, error) {
+	self, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return false, fmt.Errorf("read mount namespace: %w", err)
+	}
+	first, err := os.Readlink("/proc/1/ns/mnt")
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		return false, nil // cannot be told: a container, which is as lasting as it is
+	}
+	if err != nil {
+		return false, fmt.Errorf("read mount namespace of process 1: %w", err)
+	}
+	return self != first, nil
+}
+
+// lockFile takes the named lock, waiting for it. The file stays: deleting it
+// would let two holders lock two files of one name.
+func lockFile(name string) (unlock func(), err error) { return flock(name, unix.LOCK_EX) }
+
+func flock(name string, how int) (func(), error) {
+	f, err := os.OpenFile(filepath.Join(lockDir, name), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), how)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			return nil, errors.Join(fmt.Errorf("take lock %s: %w", name, err), f.Close())
+		}
+	}
+}
+
+// lock takes the lock of the parent with this index.
+func (h *Host) lock(index int) (unlock func(), err error) {
+	return lockFile(folder(h.cookie, index))
+}
+
+// tryLock is lock without waiting: ok is false when somebody has it.
+func (h *Host) tryLock(index int) (unlock func(), ok bool, err error) {
+	unlock, err = flock(folder(h.cookie, index), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, false, nil
+	}
+	return unlock, err == nil, err
+}
+
+// indexes lists the ifindexes of this namespace that have a folder, complete
+// or not.
+func (h *Host) indexes() ([]int, error) {
+	entries, err := os.ReadDir(pinRoot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("read %s: %w: run xvlan as root", pinRoot, ErrPrivilege)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list parents: %w", err)
+	}
+	var all []int
+	seen := map[int]bool{}
+	for _, e := range entries {
+		if cookie, index, ok := parseFolder(e.Name()); ok && cookie == h.cookie && !seen[index] {
+			seen[index] = true
+			all = append(all, index)
+		}
+	}
+	return all, nil
+}
+
+// removePins deletes a folder on the bpf file system, which has one level.
+func removePins(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list pins: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		errs = append(errs, unpin(filepath.Join(dir, e.Name())))
+	}
+	if err := os.Remove(dir); err != nil {
+		errs = append(errs, fmt.Errorf("remove pins: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// unpin removes one pin; one that is not there is no error.
+func unpin(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("unpin: %w", err)
+	}
+	return nil
+}

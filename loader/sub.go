@@ -1,0 +1,309 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// Add makes a sub-interface, attaching its parent first if need be. It either
+// succeeds or leaves everything as it was.
+func (h *Host) Add(spec LinkSpec) error {
+	l, err := h.parentLink(spec.Parent)
+	if err != nil {
+		return err
+	}
+	if err := spec.check(l); err != nil {
+		return err
+	}
+	in, err := openSpace(spec.Netns)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	if err := in.free(spec.Name); err != nil {
+		return err
+	}
+	l, unlock, err := h.lockParent(spec.Parent)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rung, err := h.rungOf(l, spec.Datapath)
+	if err != nil {
+		return err
+	}
+	if spec.MTU == 0 {
+		spec.MTU = l.Attrs().MTU
+	}
+	if rung.Rung == maps.RungKernel {
+		return h.addKernel(l, in, &spec)
+	}
+	p, _, err := h.attach(l, rung, AttachSpec{})
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	if err := p.refresh(); err != nil {
+		return errors.Join(err, p.detachIfEmpty())
+	}
+	if err := p.add(in, &spec); err != nil {
+		return errors.Join(err, p.detachIfEmpty())
+	}
+	return nil
+}
+
+// add makes a sub-interface on an attached parent. The record comes first and
+// says PENDING until all but the keys is there; the keys, which let frames in,
+// come last. Whatever fails, or is killed, remove undoes.
+func (p *parent) add(in *space, spec *LinkSpec) (err error) {
+	if spec.MAC == nil {
+		spec.MAC = randomMAC()
+	}
+	if err := p.unique(spec); err != nil {
+		return err
+	}
+	id, sub, err := p.takeID()
+	if err != nil {
+		return err
+	}
+	sub.Kind, sub.Mode, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.MAC, spec.Name
+	if !in.own {
+		sub.Place = maps.Away
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.remove(id, sub))
+		}
+	}()
+	if err := p.maps.PutSub(id, sub); err != nil {
+		return err
+	}
+	leg := legName(p.rec.Index, id)
+	if sub.Leg, err = p.h.addVeth(leg, in, spec); err != nil {
+		return err
+	}
+	if err := p.hookLeg(id, leg, sub); err != nil {
+		return err
+	}
+	if spec.Kind == maps.Macvlan && filters(p.link) {
+		if sub, err = p.openFilter(id, sub); err != nil {
+			return err
+		}
+	}
+	sub.State = maps.Active
+	if err := p.maps.PutSub(id, sub); err != nil {
+		return err
+	}
+	if err := p.enterKeys(id, sub, spec); err != nil {
+		return err
+	}
+	return in.configure(spec)
+}
+
+// unique refuses MACs and addresses that a sibling, the host or a gateway has.
+func (p *parent) unique(spec *LinkSpec) error {
+	if _, taken, err := p.maps.MAC(0, spec.MAC); err != nil {
+		return err
+	} else if taken {
+		return fmt.Errorf("address %s: %w: a sibling on %s has it; leave it out for a random one", spec.MAC, ErrExists, p.rec.Name)
+	}
+	for _, a := range spec.Addrs {
+		d, taken, err := p.maps.Addr(0, a.Addr())
+		if err != nil {
+			return err
+		}
+		if !taken {
+			continue
+		}
+		return p.addrTaken(a.Addr().String(), d)
+	}
+	return nil
+}
+
+func (p *parent) addrTaken(addr string, d maps.Dest) error {
+	whose := "the host or its gateway has it"
+	if d.Origin != maps.Reserved {
+		sub, err := p.maps.Sub(d.ID)
+		if err != nil {
+			return err
+		}
+		whose = fmt.Sprintf("its sibling %s on %s has it (%s)", sub.Name, p.rec.Name, d.Origin)
+	}
+	return fmt.Errorf("addr %s: %w: %s; choose another", addr, ErrExists, whose)
+}
+
+// takeID finds the free id that has been so for longest, and prepares it. The
+// new generation voids whatever entries its last owner left.
+func (p *parent) takeID() (maps.ID, maps.Sub, error) {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return 0, maps.Sub{}, err
+	}
+	for i := range p.rec.Capacity {
+		id := maps.ID((uint32(p.rec.LastID)+i)%p.rec.Capacity + 1)
+		if subs[id].State != maps.Free {
+			continue
+		}
+		if err := p.maps.Reset(id); err != nil {
+			return 0, maps.Sub{}, err
+		}
+		p.rec.LastID = id
+		return id, maps.Sub{State: maps.Pending, Gen: subs[id].Gen + 1}, p.save()
+	}
+	return 0, maps.Sub{}, fmt.Errorf("parent %s: %w: all %d sub-interfaces it was attached for; "+
+		"detach it and attach it with a higher capacity", p.rec.Name, ErrExists, p.rec.Capacity)
+}
+
+// hookLeg puts xvlan_tx on the host leg before it is up: no frame of the inner
+// leg's ever meets the host's stack.
+func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub) error {
+	if err := p.maps.PutSub(id, sub); err != nil { // with the leg's index
+		return err
+	}
+	if err := p.maps.PutLeg(sub.Leg, maps.Dest{ID: id, Gen: sub.Gen}); err != nil {
+		return err
+	}
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, pinTX), nil)
+	if err != nil {
+		return fmt.Errorf("open pinned program: %w", err)
+	}
+	defer prog.Close()
+	if err := p.h.attachTC(sub.Leg, prog, p.legPin(id), func() error { return nil }); err != nil {
+		return err
+	}
+	if err := p.h.hideLeg(leg, sub.Leg); err != nil {
+		return err
+	}
+	return p.h.setUp(sub.Leg)
+}
+
+func (p *parent) legPin(id maps.ID) string { return filepath.Join(p.dir, fmt.Sprintf("leg-%d", id)) }
+
+// openFilter lets the sub-interface's MAC in, and notes it before, unless
+// somebody else has done so already: then it stays theirs.
+func (p *parent) openFilter(id maps.ID, sub maps.Sub) (maps.Sub, error) {
+	sub.UCFilter = true
+	if err := p.maps.PutSub(id, sub); err != nil {
+		return sub, err
+	}
+	err := p.uc(sub.MAC, true)
+	if errors.Is(err, unix.EEXIST) {
+		sub.UCFilter = false
+		return sub, nil
+	}
+	if err != nil {
+		return sub, fmt.Errorf("add %s to the unicast filter of %s: %w", sub.MAC, p.rec.Name, err)
+	}
+	return sub, nil
+}
+
+func (p *parent) enterKeys(id maps.ID, sub maps.Sub, spec *LinkSpec) error {
+	d := maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given}
+	for _, a := range spec.Addrs {
+		if err := p.maps.PutAddr(0, a.Addr(), d); errors.Is(err, ebpf.ErrKeyExist) {
+			// Learned by a sibling since unique looked.
+			return fmt.Errorf("addr %s: %w: a sibling has just taken it; choose another", a.Addr(), ErrExists)
+		} else if err != nil {
+			return err
+		}
+	}
+	if sub.Kind == maps.Macvlan {
+		if err := p.maps.PutMAC(0, sub.MAC, d); err != nil {
+			return err
+		}
+	}
+	if err := p.maps.SetMember(id, true); err != nil {
+		return err
+	}
+	return p.countIPKeyed()
+}
+
+// remove undoes add from wherever it had come to, in the reverse order, and
+// may itself be interrupted and repeated.
+func (p *parent) remove(id maps.ID, sub maps.Sub) error {
+	sub.State = maps.Pending
+	if err := p.maps.PutSub(id, sub); err != nil {
+		return err
+	}
+	if err := p.maps.SetMember(id, false); err != nil {
+		return err
+	}
+	if err := p.removeKeys(id, sub); err != nil {
+		return err
+	}
+	if err := p.countIPKeyed(); err != nil {
+		return err
+	}
+	if sub.UCFilter && p.link != nil {
+		err := p.uc(sub.MAC, false)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove %s from the unicast filter of %s: %w", sub.MAC, p.rec.Name, err)
+		}
+	}
+	if err := p.h.delDevice(legName(p.rec.Index, id)); err != nil {
+		return err
+	}
+	if err := unpin(p.legPin(id)); err != nil {
+		return err
+	}
+	if sub.Leg != 0 {
+		if err := p.maps.DeleteLeg(sub.Leg); err != nil {
+			return err
+		}
+	}
+	return p.maps.PutSub(id, maps.Sub{Gen: sub.Gen})
+}
+
+// removeKeys deletes all that leads to a sub-interface, learned addresses too.
+func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
+	if sub.Kind == maps.Macvlan {
+		d, ok, err := p.maps.MAC(0, sub.MAC)
+		if err != nil {
+			return err
+		}
+		if ok && d.ID == id {
+			if err := p.maps.DeleteMAC(0, sub.MAC); err != nil {
+				return err
+			}
+		}
+	}
+	addrs, err := p.maps.Addrs()
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		if a.ID != id {
+			continue
+		}
+		if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// countIPKeyed writes how many IP-keyed sub-interfaces there are: with none,
+// the host's own frames are spared the look-up.
+func (p *parent) countIPKeyed() error {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	var n uint32
+	for _, s := range subs {
+		if s.State == maps.Active && s.Kind == maps.Ipvlan {
+			n++
+		}
+	}
+	if n == p.rec.IPKeyed {
+		return nil
+	}
+	p.rec.IPKeyed = n
+	return p.save()
+}

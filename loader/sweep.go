@@ -1,0 +1,232 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// Sweep finishes or removes what interrupted commands and other tools have
+// left on all parents of the namespace. A parent that another command is
+// working on is left to it.
+func (h *Host) Sweep() error {
+	if ok, err := mounted(); !ok || err != nil {
+		return err
+	}
+	indexes, err := h.indexes()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, index := range indexes {
+		unlock, ok, err := h.tryLock(index)
+		if !ok {
+			errs = append(errs, err)
+			continue
+		}
+		errs = append(errs, h.sweepOne(index))
+		unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// sweepOne sweeps the parent with this index, or all that is left of it. The
+// caller holds the lock.
+func (h *Host) sweepOne(index int) error {
+	dir := h.pinDir(index)
+	if err := h.teardown(index, dir+building); err != nil {
+		return err
+	}
+	l, err := h.nl.LinkByIndex(index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) || orphaned(filepath.Join(dir, pinRX)) {
+		return h.teardown(index, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("find device %d: %w", index, err)
+	}
+	p, err := h.open(l)
+	if p == nil || err != nil {
+		return err
+	}
+	defer p.close()
+	if err := p.refresh(); err != nil {
+		return err
+	}
+	return p.detachIfEmpty()
+}
+
+// refresh makes the maps agree with what is there: sub-interfaces that are
+// half made or whose device is gone, the parent's MAC and MTU, the host's
+// addresses.
+func (p *parent) refresh() error {
+	if err := p.removeDead(); err != nil {
+		return err
+	}
+	attrs := p.link.Attrs()
+	if p.rec.MTU != attrs.MTU || p.rec.MAC.String() != attrs.HardwareAddr.String() || p.rec.Name != attrs.Name {
+		p.rec.MTU, p.rec.MAC, p.rec.Name = attrs.MTU, attrs.HardwareAddr, attrs.Name
+		if err := p.save(); err != nil {
+			return err
+		}
+	}
+	return p.reserve()
+}
+
+// removeDead removes the sub-interfaces whose making or removal was
+// interrupted, and those whose device somebody deleted.
+func (p *parent) removeDead() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open socket: %w", err)
+	}
+	defer unix.Close(fd)
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	for i, s := range subs {
+		id := maps.ID(i)
+		if s.State == maps.Free || s.State == maps.Active && isLeg(fd, s.Leg, legName(p.rec.Index, id)) {
+			continue
+		}
+		if err := p.remove(id, s); err != nil {
+			return fmt.Errorf("remove what is left of %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+// removeAll removes every sub-interface.
+func (p *parent) removeAll() error {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	for i, s := range subs {
+		if s.State == maps.Free {
+			continue
+		}
+		if err := p.remove(maps.ID(i), s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// detachIfEmpty leaves a parent alone that has no sub-interface left, unless
+// it was attached to stay.
+func (p *parent) detachIfEmpty() error {
+	if p.rec.Keep {
+		return nil
+	}
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(subs, func(s maps.Sub) bool { return s.State != maps.Free }) {
+		return nil
+	}
+	return p.h.teardown(p.rec.Index, p.dir)
+}
+
+// reserve enters the addresses that nobody may have: those of the host, on
+// whichever device, and of the gateways behind the parent.
+func (p *parent) reserve() error {
+	want, err := p.hostAddrs()
+	if err != nil {
+		return err
+	}
+	have, err := p.maps.Addrs()
+	if err != nil {
+		return err
+	}
+	for _, a := range have {
+		if a.Origin == maps.Reserved && !want[a.Addr] {
+			if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
+				return err
+			}
+		}
+		if a.Origin == maps.Reserved || a.Origin == maps.Given && want[a.Addr] {
+			if a.Origin == maps.Given {
+				p.h.log.Warn("the host has taken a sub-interface's address", "parent", p.rec.Name, "addr", a.Addr)
+			}
+			delete(want, a.Addr)
+		}
+	}
+	for a := range want {
+		if err := p.maps.ReplaceAddr(0, a, maps.Dest{Origin: maps.Reserved}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hostAddrs collects the host's addresses and its gateways on the parent. The
+// addresses of inner legs that stay in this namespace are not the host's, and
+// link-local ones count on the parent alone.
+func (p *parent) hostAddrs() (map[netip.Addr]bool, error) {
+	all := map[netip.Addr]bool{}
+	addrs, err := p.h.nl.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	inner := map[int]bool{} // by ifindex
+	for _, a := range addrs {
+		ip, ok := netip.AddrFromSlice(a.IP)
+		if ip = ip.Unmap(); !ok || ip.IsLoopback() {
+			continue
+		}
+		if ip.IsLinkLocalUnicast() && a.LinkIndex != p.rec.Index {
+			continue
+		}
+		if _, known := inner[a.LinkIndex]; !known {
+			if inner[a.LinkIndex], err = p.isInner(a.LinkIndex); err != nil {
+				return nil, err
+			}
+		}
+		if !inner[a.LinkIndex] {
+			all[ip] = true
+		}
+	}
+	routes, err := p.h.nl.RouteList(p.link, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list routes of %s: %w", p.rec.Name, err)
+	}
+	for _, r := range routes {
+		if ip, ok := netip.AddrFromSlice(r.Gw); ok {
+			all[ip.Unmap()] = true
+		}
+	}
+	return all, nil
+}
+
+// isInner tells whether a device here is the inner leg of one of this parent's
+// sub-interfaces.
+func (p *parent) isInner(index int) (bool, error) {
+	if index == p.rec.Index {
+		return false, nil
+	}
+	l, err := p.h.nl.LinkByIndex(index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false, nil // gone since the addresses were listed
+	}
+	if err != nil {
+		return false, fmt.Errorf("find device %d: %w", index, err)
+	}
+	if l.Type() != "veth" || l.Attrs().NetNsID >= 0 {
+		return false, nil
+	}
+	leg, err := p.h.nl.LinkByIndex(l.Attrs().ParentIndex)
+	if err != nil {
+		return false, nil //nolint:nilerr // its peer is gone or elsewhere: no leg of ours
+	}
+	of, _, ok := parseLeg(leg.Attrs().Name)
+	return ok && of == p.rec.Index, nil
+}
