@@ -1,0 +1,90 @@
+package bpf_test
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/xvlan/xvlan/bpf"
+	"github.com/xvlan/xvlan/lab"
+)
+
+// Some things a test run does not show: where a redirect leads, an outer tag
+// that the kernel has moved into the skb, real super-packets. For these the
+// programs are attached, and frames come in through the devices.
+
+// attach puts xvlan_rx on the parent and xvlan_tx on all host legs.
+func (w *world) attach(tb testing.TB) {
+	tb.Helper()
+	w.attachTo(tb, "p0", bpf.XvlanProgXvlanRx)
+	for id := range w.subs {
+		w.attachTo(tb, legName(id), bpf.XvlanProgXvlanTx)
+	}
+}
+
+func (w *world) attachTo(tb testing.TB, dev, prog string) {
+	tb.Helper()
+	link := w.host.Link(tb, dev).Attrs().Index
+	err := w.host.Handle().QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: link, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}})
+	if err != nil {
+		tb.Fatalf("add clsact to %s: %v", dev, err)
+	}
+	err = w.host.Handle().FilterAdd(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: link, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 1, Protocol: 3 /* ETH_P_ALL */},
+		Fd: w.coll.Programs[prog].FD(), Name: prog, DirectAction: true})
+	if err != nil {
+		tb.Fatalf("attach %s to %s: %v", prog, dev, err)
+	}
+}
+
+// innerNetns is where a sub-interface's inner leg is.
+func (w *world) innerNetns(id uint32) *lab.Netns {
+	if w.subs[id].Place == bpf.XvlanSubPlacePLACE_AWAY {
+		return w.inside
+	}
+	return w.host
+}
+
+// send lets a frame come in by its device: from the wire, or from a
+// sub-interface.
+func (w *world) send(tb testing.TB, prog string, from uint32, frame []byte) {
+	tb.Helper()
+	if prog == bpf.XvlanProgXvlanRx {
+		w.inside.Send(tb, "w0", frame)
+	} else {
+		w.innerNetns(from).Send(tb, innerName(from), frame)
+	}
+}
+
+// awaitHits is wantHits for frames that were sent.
+func awaitHits(t *testing.T, w *world, size int, hits ...hit) {
+	t.Helper()
+	want := completed(size, hits)
+	var got []hit
+	lab.Eventually(t, "counters move", func() bool {
+		got = w.counted(t)
+		return len(got) >= len(want)
+	})
+	if !slices.Equal(got, want) {
+		t.Errorf("counted %v\nwant    %v", got, want)
+	}
+}
+
+// checkCut is check for a frame that may end in its IP header: those a test run
+// refuses, so they are sent, and what cannot be seen then is not checked.
+func (c *frameCase) checkCut(t *testing.T, w *world, prog string) {
+	t.Helper()
+	header := map[uint16]int{0x0800: 34, 0x86dd: 54}[binary.BigEndian.Uint16(c.frame[12:])]
+	if len(c.frame) >= header {
+		c.check(t, w, prog)
+		return
+	}
+	w.enter(t)
+	w.send(t, prog, c.from, c.frame)
+	awaitHits(t, w, len(c.frame), c.hits...)
+	wantEntries(t, w, c.news, c.gone)
+}

@@ -1,0 +1,273 @@
+package bpf_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"slices"
+	"strconv"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xvlan/xvlan/bpf"
+	"github.com/xvlan/xvlan/lab"
+)
+
+// The sub-interfaces most tests have. macAway ... macVLAN are active; all but
+// nobody have keys that lead to them. ID 1 is nobody's, so that an id that was
+// never set (0) or counted (1) does not hit by luck.
+const (
+	macAway  = 2 + iota // MAC-keyed, inner leg in another namespace
+	macHere             // MAC-keyed, inner leg in the parent's namespace
+	macGiven            // MAC-keyed with given addresses
+	macVLAN             // MAC-keyed in VLAN 10
+	ipAway              // IP-keyed, inner leg in another namespace
+	ipHere              // IP-keyed, inner leg in the parent's namespace
+	ipVLAN              // IP-keyed in VLAN 10
+	pending             // IP-keyed and with a MAC; being made
+	stale               // the same; its keys are those of the id's former owner
+	free                // the same; was removed
+	capacity = free
+)
+
+// Last bytes of addresses that stand in the address maps besides.
+const (
+	reserved = 200 // the host's
+	taught   = 100 // learned for ipAway
+)
+
+const generation = 7
+
+// A world is a parent with its maps, its programs and its sub-interfaces.
+// Programs run in the namespace host, where the parent and the host legs are.
+type world struct {
+	coll   *ebpf.Collection
+	host   *lab.Netns
+	inside *lab.Netns // where inner legs are that have left the host's
+	meta   bpf.XvlanParent
+	subs   map[uint32]bpf.XvlanSub
+	dests  []entry // what stands in by_ip4 and by_ip6 at first
+}
+
+// An entry is one of by_ip4 or by_ip6.
+type entry struct {
+	vlan  uint16
+	addr  netip.Addr
+	id    uint32
+	gen   uint32
+	flags bpf.XvlanDestFlag
+}
+
+// newWorld makes a parent without sub-interfaces: device p0, wired to w0.
+func newWorld(tb testing.TB, capacity uint32) *world {
+	tb.Helper()
+	w := &world{
+		host: lab.NewNetns(tb, "host"), inside: lab.NewNetns(tb, "inside"),
+		subs: make(map[uint32]bpf.XvlanSub),
+	}
+	for _, ns := range []*lab.Netns{w.host, w.inside} {
+		ns.Sysctl(tb, "net.ipv6.conf.default.disable_ipv6", "1") // no frames but ours
+	}
+	coll, err := bpf.Load(capacity)
+	if err != nil {
+		tb.Fatalf("load: %+v", err)
+	}
+	tb.Cleanup(coll.Close)
+	w.coll = coll
+	lab.VethWith(tb, w.host, "p0", w.inside, "w0", lab.VethOptions{MACA: parentMAC[:], MACB: routerMAC[:]})
+	w.meta = bpf.XvlanParent{
+		Schema: bpf.Schema, Capacity: capacity, Mtu: 1500, Mac: parentMAC,
+		Ifindex: uint32(w.host.Link(tb, "p0").Attrs().Index),
+	}
+	return w
+}
+
+func legName(id uint32) string   { return "h" + strconv.Itoa(int(id)) }
+func innerName(id uint32) string { return "c" + strconv.Itoa(int(id)) }
+
+// add makes a sub-interface's legs and completes and keeps its record.
+func (w *world) add(tb testing.TB, id uint32, sub bpf.XvlanSub) {
+	tb.Helper()
+	inner := w.host
+	if sub.Place == bpf.XvlanSubPlacePLACE_AWAY {
+		inner = w.inside
+	}
+	sub.Mac, sub.Gen = macOf(id), generation
+	lab.VethWith(tb, w.host, legName(id), inner, innerName(id), lab.VethOptions{MACB: sub.Mac[:]})
+	sub.Leg = uint32(w.host.Link(tb, legName(id)).Attrs().Index)
+	w.subs[id] = sub
+	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Kind == bpf.XvlanSubKindKIND_IPVLAN {
+		w.meta.IpKeyed++
+	}
+}
+
+func macvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
+	return bpf.XvlanSub{
+		State: bpf.XvlanSubStateSUB_ACTIVE, Place: place,
+		Kind: bpf.XvlanSubKindKIND_MACVLAN, Mode: bpf.XvlanSubModeMODE_BRIDGE,
+	}
+}
+
+func ipvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
+	return bpf.XvlanSub{
+		State: bpf.XvlanSubStateSUB_ACTIVE, Place: place,
+		Kind: bpf.XvlanSubKindKIND_IPVLAN, Mode: bpf.XvlanSubModeMODE_L2,
+	}
+}
+
+// usualWorld makes a world with the usual sub-interfaces and enters them.
+func usualWorld(tb testing.TB) *world {
+	tb.Helper()
+	const here, away = bpf.XvlanSubPlacePLACE_LOCAL, bpf.XvlanSubPlacePLACE_AWAY
+	w := newWorld(tb, capacity)
+	w.add(tb, macAway, macvlan(away))
+	w.add(tb, macHere, macvlan(here))
+	w.add(tb, macGiven, macvlan(away))
+	sub := macvlan(away)
+	sub.Vlan = 10
+	w.add(tb, macVLAN, sub)
+	w.add(tb, ipAway, ipvlan(away))
+	w.add(tb, ipHere, ipvlan(here))
+	sub = ipvlan(away)
+	sub.Vlan = 10
+	w.add(tb, ipVLAN, sub)
+	sub = ipvlan(away)
+	sub.State = bpf.XvlanSubStateSUB_PENDING
+	w.add(tb, pending, sub)
+	w.add(tb, stale, ipvlan(away))
+	sub.State = bpf.XvlanSubStateSUB_FREE
+	w.add(tb, free, sub)
+	for _, id := range []uint32{macGiven, ipAway, ipHere, ipVLAN, pending, stale, free} {
+		w.give(id)
+	}
+	w.dests = append(w.dests, usualDests...)
+	w.enter(tb)
+	return w
+}
+
+var usualDests = []entry{
+	{0, ip4Of(reserved), 0, 0, bpf.XvlanDestFlagDEST_RESERVED},
+	{0, ip6Of(reserved), 0, 0, bpf.XvlanDestFlagDEST_RESERVED},
+	{0, ip4Of(taught), ipAway, generation, bpf.XvlanDestFlagDEST_LEARNED},
+	{0, ip6Of(taught), ipAway, generation, bpf.XvlanDestFlagDEST_LEARNED},
+}
+
+// give enters the sub-interface's two addresses as given ones.
+func (w *world) give(id uint32) {
+	for _, addr := range []netip.Addr{ip4Of(id), ip6Of(id)} {
+		w.dests = append(w.dests, entry{w.subs[id].Vlan, addr, id, w.genOf(id), bpf.XvlanDestFlagDEST_GIVEN})
+	}
+}
+
+func (w *world) genOf(id uint32) uint32 {
+	if id == stale {
+		return generation - 1
+	}
+	return generation
+}
+
+// enter makes the maps what the world says and forgets everything else.
+func (w *world) enter(tb testing.TB) {
+	tb.Helper()
+	for _, name := range []string{bpf.XvlanMapByMac, bpf.XvlanMapByIp4, bpf.XvlanMapByIp6, bpf.XvlanMapByLeg} {
+		w.clear(tb, name)
+	}
+	w.put(tb, bpf.XvlanMapMeta, uint32(0), w.meta)
+	members := make([]uint64, w.meta.Capacity/64+1)
+	for id := range w.meta.Capacity + 1 {
+		sub := w.subs[id]
+		w.put(tb, bpf.XvlanMapSubs, id, sub)
+		w.put(tb, bpf.XvlanMapLearned, id, bpf.XvlanRing{})
+		if sub.Leg == 0 {
+			continue
+		}
+		dest := bpf.XvlanDest{Id: id, Gen: w.genOf(id)}
+		w.put(tb, bpf.XvlanMapByLeg, sub.Leg, dest)
+		if sub.Kind == bpf.XvlanSubKindKIND_MACVLAN || sub.State != bpf.XvlanSubStateSUB_ACTIVE || id == stale {
+			w.put(tb, bpf.XvlanMapByMac, bpf.XvlanMacKey{Vlan: sub.Vlan, Mac: sub.Mac}, dest)
+		}
+		if sub.State != bpf.XvlanSubStateSUB_FREE {
+			members[id/64] |= 1 << (id % 64)
+		}
+	}
+	for word, bits := range members {
+		w.put(tb, bpf.XvlanMapMembers, uint32(word), bits)
+	}
+	for _, e := range w.dests {
+		w.putEntry(tb, e)
+	}
+	w.clearStats(tb)
+}
+
+func (w *world) put(tb testing.TB, name string, key, value any) {
+	tb.Helper()
+	if err := w.coll.Maps[name].Put(key, value); err != nil {
+		tb.Fatalf("put into %s: %v", name, err)
+	}
+}
+
+func (w *world) clear(tb testing.TB, name string) {
+	tb.Helper()
+	m := w.coll.Maps[name]
+	key := make([]byte, m.KeySize())
+	for {
+		err := m.NextKey(nil, &key)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return
+		}
+		if err != nil {
+			tb.Fatalf("walk %s: %v", name, err)
+		}
+		if err := m.Delete(key); err != nil {
+			tb.Fatalf("delete from %s: %v", name, err)
+		}
+	}
+}
+
+func ip4Key(vlan uint16, addr netip.Addr) bpf.XvlanIp4Key {
+	return bpf.XvlanIp4Key{AddrBe: binary.NativeEndian.Uint32(addr.AsSlice()), Vlan: vlan}
+}
+
+func (w *world) putEntry(tb testing.TB, e entry) {
+	tb.Helper()
+	dest := bpf.XvlanDest{Id: e.id, Gen: e.gen, Flags: e.flags}
+	if e.addr.Is4() {
+		w.put(tb, bpf.XvlanMapByIp4, ip4Key(e.vlan, e.addr), dest)
+	} else {
+		w.put(tb, bpf.XvlanMapByIp6, bpf.XvlanIp6Key{Vlan: e.vlan, Addr: e.addr.As16()}, dest)
+	}
+}
+
+// entries returns what by_ip4 and by_ip6 hold, ordered by address.
+func (w *world) entries(tb testing.TB) []entry {
+	tb.Helper()
+	var (
+		all  []entry
+		key4 bpf.XvlanIp4Key
+		key6 bpf.XvlanIp6Key
+		dest bpf.XvlanDest
+	)
+	walk4, walk6 := w.coll.Maps[bpf.XvlanMapByIp4].Iterate(), w.coll.Maps[bpf.XvlanMapByIp6].Iterate()
+	for walk4.Next(&key4, &dest) {
+		addr, _ := netip.AddrFromSlice(binary.NativeEndian.AppendUint32(nil, key4.AddrBe))
+		all = append(all, entry{key4.Vlan, addr, dest.Id, dest.Gen, dest.Flags})
+	}
+	for walk6.Next(&key6, &dest) {
+		all = append(all, entry{key6.Vlan, netip.AddrFrom16(key6.Addr), dest.Id, dest.Gen, dest.Flags})
+	}
+	if err := errors.Join(walk4.Err(), walk6.Err()); err != nil {
+		tb.Fatalf("walk addresses: %v", err)
+	}
+	sortEntries(all)
+	return all
+}
+
+func sortEntries(all []entry) {
+	slices.SortFunc(all, func(a, b entry) int {
+		if a.addr != b.addr {
+			return a.addr.Compare(b.addr)
+		}
+		return int(a.vlan) - int(b.vlan)
+	})
+}

@@ -1,0 +1,194 @@
+package bpf_test
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/xvlan/xvlan/bpf"
+)
+
+// What programs return.
+const (
+	xdpDrop  = 1
+	xdpPass  = 2
+	actDrop  = 2         // TC_ACT_SHOT
+	actRedir = 7         // TC_ACT_REDIRECT
+	actNext  = 1<<32 - 1 // TC_ACT_UNSPEC
+)
+
+const (
+	passed    = bpf.XvlanVerdictVERDICT_PASS
+	rx        = bpf.XvlanVerdictVERDICT_RX
+	tx        = bpf.XvlanVerdictVERDICT_TX
+	unknown   = bpf.XvlanVerdictVERDICT_DROP_UNKNOWN
+	fanout    = bpf.XvlanVerdictVERDICT_DROP_FANOUT
+	malformed = bpf.XvlanVerdictVERDICT_DROP_MALFORMED
+	overMTU   = bpf.XvlanVerdictVERDICT_DROP_MTU
+	inactive  = bpf.XvlanVerdictVERDICT_DROP_INACTIVE
+	learnDup  = bpf.XvlanVerdictVERDICT_LEARN_DUP
+)
+
+// skBuff is struct __sk_buff, with names for what a test run takes from it.
+type skBuff struct {
+	_       [40]byte
+	Ifindex uint32
+	_       [132]byte
+	GSOSize uint32
+	_       [12]byte
+}
+
+// A hit is one counter that has moved.
+type hit struct {
+	id      uint32
+	verdict bpf.XvlanVerdict
+	packets uint64
+	bytes   uint64
+}
+
+func (h hit) String() string {
+	return fmt.Sprintf("id %d verdict %d: %d packets, %d bytes", h.id, h.verdict, h.packets, h.bytes)
+}
+
+// counted returns all counters that are not zero, summed over the CPUs and
+// ordered by id and verdict.
+func (w *world) counted(tb testing.TB) []hit {
+	tb.Helper()
+	var hits []hit
+	for id := range w.meta.Capacity + 1 {
+		var cpus []bpf.XvlanSubStats
+		if err := w.coll.Maps[bpf.XvlanMapStats].Lookup(id, &cpus); err != nil {
+			tb.Fatalf("look up stats of %d: %v", id, err)
+		}
+		for v := range cpus[0].Verdict {
+			h := hit{id: id, verdict: bpf.XvlanVerdict(v)}
+			for _, cpu := range cpus {
+				h.packets += cpu.Verdict[v].Packets
+				h.bytes += cpu.Verdict[v].Bytes
+			}
+			if h.packets != 0 || h.bytes != 0 {
+				hits = append(hits, h)
+			}
+		}
+	}
+	return hits
+}
+
+func (w *world) clearStats(tb testing.TB) {
+	tb.Helper()
+	zero := make([]bpf.XvlanSubStats, ebpf.MustPossibleCPU())
+	for id := range w.meta.Capacity + 1 {
+		w.put(tb, bpf.XvlanMapStats, id, zero)
+	}
+}
+
+// run gives a frame to a program, as if it had come in by the device that the
+// program stands on.
+func (w *world) run(tb testing.TB, prog string, from uint32, frame []byte, gso uint32) (ret uint32, out []byte) {
+	tb.Helper()
+	ctx := &skBuff{GSOSize: gso}
+	opts := &ebpf.RunOptions{Data: frame, DataOut: make([]byte, len(frame)+256), Context: ctx}
+	switch prog {
+	case bpf.XvlanProgXvlanXdp:
+		opts.Context = nil
+	case bpf.XvlanProgXvlanRx:
+		ctx.Ifindex = w.meta.Ifindex
+	case bpf.XvlanProgXvlanTx:
+		ctx.Ifindex = w.subs[from].Leg
+	}
+	var err error
+	w.host.Do(tb, func() { ret, err = w.coll.Programs[prog].Run(opts) })
+	if err != nil {
+		tb.Fatalf("run %s on %d bytes: %v", prog, len(frame), err)
+	}
+	return ret, opts.DataOut
+}
+
+// A frameCase is a frame, and all that a program does with it.
+type frameCase struct {
+	name  string
+	from  uint32 // xvlan_tx: whose leg the frame comes from
+	frame []byte
+	gso   uint32 // payload of a segment, of super-packets
+	ret   uint32
+	hits  []hit   // by id and verdict; one without figures stands for this frame
+	out   []byte  // the frame afterwards, nil for unchanged
+	news  []entry // addresses entered or replaced
+	gone  []entry // addresses deleted
+}
+
+// check runs a case in a world that is as it was entered.
+func (c *frameCase) check(t *testing.T, w *world, prog string) {
+	t.Helper()
+	w.enter(t)
+	ret, out := w.run(t, prog, c.from, c.frame, c.gso)
+	if ret != c.ret {
+		t.Errorf("returned %d, want %d", int32(ret), int32(c.ret))
+	}
+	wantHits(t, w, len(c.frame), c.hits...)
+	want := c.out
+	if want == nil {
+		want = c.frame
+	}
+	wantBytes(t, out, want)
+	wantEntries(t, w, c.news, c.gone)
+}
+
+// completed puts a frame's figures into the hits that have none, and orders
+// them.
+func completed(size int, hits []hit) []hit {
+	want := slices.Clone(hits)
+	for i := range want {
+		if want[i].packets == 0 {
+			want[i].packets, want[i].bytes = 1, uint64(size)
+		}
+	}
+	slices.SortFunc(want, func(a, b hit) int {
+		return cmp.Or(cmp.Compare(a.id, b.id), cmp.Compare(a.verdict, b.verdict))
+	})
+	return want
+}
+
+// wantHits compares all counters with the hits.
+func wantHits(tb testing.TB, w *world, size int, hits ...hit) {
+	tb.Helper()
+	want := completed(size, hits)
+	if got := w.counted(tb); !slices.Equal(got, want) {
+		tb.Errorf("counted %v\nwant    %v", got, want)
+	}
+}
+
+func wantBytes(tb testing.TB, got, want []byte) {
+	tb.Helper()
+	if !bytes.Equal(got, want) {
+		tb.Errorf("frame is now\n%swant\n%s", hex.Dump(got), hex.Dump(want))
+	}
+}
+
+// wantEntries compares the address maps with what the world began with and the
+// changes to that.
+func wantEntries(tb testing.TB, w *world, news, gone []entry) {
+	tb.Helper()
+	want := slices.DeleteFunc(slices.Clone(w.dests), func(e entry) bool {
+		replaced := func(n entry) bool { return n.addr == e.addr && n.vlan == e.vlan }
+		return slices.Contains(gone, e) || slices.ContainsFunc(news, replaced)
+	})
+	want = append(want, news...)
+	sortEntries(want)
+	if got := w.entries(tb); !slices.Equal(got, want) {
+		tb.Errorf("addresses are %v\nwant          %v", got, want)
+	}
+}
+
+// checkAll runs cases, each by its name.
+func checkAll(t *testing.T, w *world, prog string, cases []frameCase) {
+	t.Helper()
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) { c.check(t, w, prog) })
+	}
+}
