@@ -68,6 +68,9 @@ func (h *Host) attach(l netlink.Link, rung Rung, spec AttachSpec) (p *parent, ma
 	if p, err = h.open(l); p != nil || err != nil {
 		return p, false, err
 	}
+	if err := ensureFS(); err != nil {
+		return nil, false, err
+	}
 	dir := h.pinDir(l.Attrs().Index) + building
 	if err := h.teardown(l.Attrs().Index, dir); err != nil {
 		return nil, false, fmt.Errorf("clear what an interrupted attach left: %w", err)
@@ -314,7 +317,7 @@ func (h *Host) lockParent(name string) (netlink.Link, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := ensureFS(); err != nil {
+	if err := ensureLocks(); err != nil {
 		return nil, nil, err
 	}
 	unlock, err := h.lock(l.Attrs().Index)
@@ -343,7 +346,7 @@ func (h *Host) rungOf(l netlink.Link, want Datapath) (Rung, error) {
 	} else if kernel, err := h.kernelLinks(l.Attrs().Index); err != nil {
 		return Rung{}, err
 	} else if len(kernel) > 0 {
-		now = &Rung{maps.RungKernel, "it has sub-interfaces made on it"}
+		now = &Rung{maps.RungKernel, kernel[0].reason()}
 	}
 	if now == nil {
 		return h.choose(l, want)

@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -11,9 +12,10 @@ import (
 	"github.com/xvlan/xvlan/maps"
 )
 
-// kernelAlias marks the devices of the kernel rung, which has no maps to know
-// them by. It goes with the device through namespaces.
-const kernelAlias = "xvlan"
+// kernelAlias begins the alias of the devices of the kernel rung, which has no
+// maps to know them by; the reason for the rung follows. The alias goes with
+// the device through namespaces.
+const kernelAlias = "xvlan kernel: "
 
 // kernelLink is a sub-interface on the kernel rung.
 type kernelLink struct {
@@ -21,10 +23,13 @@ type kernelLink struct {
 	space string // name of its netns, "" for the parent's
 }
 
+// reason says why it is on the kernel rung.
+func (k kernelLink) reason() string { return strings.TrimPrefix(k.link.Attrs().Alias, kernelAlias) }
+
 // addKernel makes a device of the kernel's own driver. It gets a name of ours
 // first and the alias, and moves to its own name and namespace in one step, so
 // that what an interrupted command leaves can be told from others' devices.
-func (h *Host) addKernel(parent netlink.Link, in *space, spec *LinkSpec) (err error) {
+func (h *Host) addKernel(parent netlink.Link, rung Rung, in *space, spec *LinkSpec) (err error) {
 	if err := h.removeHalfKernel(parent.Attrs().Index); err != nil {
 		return err
 	}
@@ -45,7 +50,7 @@ func (h *Host) addKernel(parent netlink.Link, in *space, spec *LinkSpec) (err er
 	if err != nil {
 		return fmt.Errorf("find %s: %w", temp, err)
 	}
-	if err := h.nl.LinkSetAlias(made, kernelAlias); err != nil {
+	if err := h.nl.LinkSetAlias(made, kernelAlias+rung.Reason); err != nil {
 		return fmt.Errorf("mark %s: %w", spec.Name, err)
 	}
 	if err := moveAs(made.Attrs().Index, in, spec.Name); err != nil {
@@ -80,6 +85,9 @@ func (h *Host) checkKernel(parent netlink.Link, spec *LinkSpec) error {
 		return err
 	}
 	for _, l := range links {
+		if spec.MAC != nil && l.link.Attrs().HardwareAddr.String() == spec.MAC.String() {
+			return fmt.Errorf("address %s: %w: a sibling on %s has it; leave it out for a random one", spec.MAC, ErrExists, parent.Attrs().Name)
+		}
 		if l.link.Type() != spec.Kind.String() {
 			return fmt.Errorf("type %s: %w: on the kernel rung a parent takes one kind, and %s has %s on it",
 				spec.Kind, ErrUnsupported, parent.Attrs().Name, l.link.Type())
@@ -126,7 +134,7 @@ func moveAs(index int, in *space, name string) error {
 // del deletes a device of ours by name, if it is there.
 func (s *space) del(name string) error {
 	l, err := s.nl.LinkByName(name)
-	if err != nil || l.Attrs().Alias != kernelAlias {
+	if err != nil || !isKernelLink(l) {
 		return nil //nolint:nilerr // not there, or not ours
 	}
 	if err := s.nl.LinkDel(l); err != nil {
@@ -179,7 +187,7 @@ func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
 }
 
 func isKernelLink(l netlink.Link) bool {
-	return (l.Type() == "macvlan" || l.Type() == "ipvlan") && l.Attrs().Alias == kernelAlias
+	return (l.Type() == "macvlan" || l.Type() == "ipvlan") && strings.HasPrefix(l.Attrs().Alias, kernelAlias)
 }
 
 // delKernel deletes a sub-interface of the kernel rung.

@@ -233,7 +233,7 @@ func linkIn(nsid, index int) (netlink.Link, error) {
 // fromKernel describes a device of the kernel rung.
 func (h *Host) fromKernel(k kernelLink) (Link, error) {
 	a := k.link.Attrs()
-	l := Link{Netns: k.space, Rung: Rung{maps.RungKernel, "no xvlan datapath on this parent"}, WireMAC: a.HardwareAddr}
+	l := Link{Netns: k.space, Rung: Rung{maps.RungKernel, k.reason()}, WireMAC: a.HardwareAddr}
 	if k.space != "" {
 		l.Place = maps.Away
 	}

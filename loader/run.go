@@ -49,14 +49,20 @@ func mounted() (bool, error) {
 	return uint32(st.Type) == unix.BPF_FS_MAGIC, nil
 }
 
-// ensureFS makes the folders and mounts the bpf file system where it is missing.
-func ensureFS() error {
-	if err := os.MkdirAll(lockDir, 0o700); err != nil {
-		if errors.Is(err, fs.ErrPermission) {
-			return fmt.Errorf("make %s: %w: run xvlan as root", lockDir, ErrPrivilege)
-		}
+// ensureLocks makes the folder of the lock files.
+func ensureLocks() error {
+	err := os.MkdirAll(lockDir, 0o700)
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("make %s: %w: run xvlan as root", lockDir, ErrPrivilege)
+	}
+	if err != nil {
 		return fmt.Errorf("make %s: %w", lockDir, err)
 	}
+	return nil
+}
+
+// ensureFS mounts the bpf file system where it is missing.
+func ensureFS() error {
 	if ok, err := mounted(); ok || err != nil {
 		return err
 	}
@@ -78,10 +84,11 @@ func ensureFS() error {
 	if err := os.MkdirAll(pinRoot, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", pinRoot, err)
 	}
-	if err := unix.Mount("bpf", pinRoot, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
-		if errors.Is(err, unix.EPERM) {
-			return fmt.Errorf("mount %s: %w: it takes CAP_SYS_ADMIN", pinRoot, ErrPrivilege)
-		}
+	err = unix.Mount("bpf", pinRoot, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
+	if errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("mount %s: %w: it takes CAP_SYS_ADMIN", pinRoot, ErrPrivilege)
+	}
+	if err != nil {
 		return fmt.Errorf("mount bpf file system on %s: %w", pinRoot, err)
 	}
 	return nil

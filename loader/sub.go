@@ -42,7 +42,7 @@ func (h *Host) Add(spec LinkSpec) error {
 		spec.MTU = l.Attrs().MTU
 	}
 	if rung.Rung == maps.RungKernel {
-		return h.addKernel(l, in, &spec)
+		return h.addKernel(l, rung, in, &spec)
 	}
 	p, _, err := h.attach(l, rung, AttachSpec{})
 	if err != nil {

@@ -28,11 +28,12 @@ const (
 // Some kernels have some of them built in.
 var bootModules = []string{"virtio_pci", "virtio_console", "9pnet_virtio", "9p", "overlay"}
 
-// makeInitrd writes the initramfs of one run and returns its path.
-func makeInitrd(ctx context.Context, o options, k kernel) (path string, err error) {
+// makeInitrd writes the initramfs of one run to a file without a name, which
+// nothing can leave behind.
+func makeInitrd(ctx context.Context, o options, k kernel) (*os.File, error) {
 	dir, err := os.Getwd()
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	s := spec.Spec{
 		Args:    o.args,
@@ -45,37 +46,31 @@ func makeInitrd(ctx context.Context, o options, k kernel) (path string, err erro
 	}
 	specJSON, err := json.Marshal(s)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	init, err := buildInit(ctx)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	f, err := os.CreateTemp("", "xvlan-initrd-")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			os.Remove(f.Name())
-		}
-	}()
-	a := &archive{w: bufio.NewWriter(f)}
-	a.add("init", modeFile, init)
-	a.add(spec.File, modeFile, specJSON)
-	a.add("dev", modeDir, nil)
-	a.add(spec.ModulesDir, modeDir, nil)
-	if err := addModules(ctx, a, k.modules); err != nil {
-		return "", err
+	err = os.Remove(f.Name())
+	if err == nil {
+		err = writeArchive(f, func(a *archive) error {
+			a.add("init", modeFile, init)
+			a.add(spec.File, modeFile, specJSON)
+			a.add("dev", modeDir, nil)
+			a.add(spec.ModulesDir, modeDir, nil)
+			return addModules(ctx, a, k.modules)
+		})
 	}
-	a.add("TRAILER!!!", 0, nil)
-	if a.err == nil {
-		a.err = a.w.Flush()
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
-	if err := f.Close(); err != nil {
-		return "", err
-	}
-	return f.Name(), a.err
+	return f, nil
 }
 
 // buildInit compiles the guest's first process. The module must be the one that
@@ -163,6 +158,20 @@ type archive struct {
 	err error
 }
 
+// writeArchive writes an archive of what fill adds.
+func writeArchive(w io.Writer, fill func(*archive) error) error {
+	a := &archive{w: bufio.NewWriter(w)}
+	if err := fill(a); err != nil {
+		return err
+	}
+	a.add("TRAILER!!!", 0, nil)
+	if a.err != nil {
+		return a.err
+	}
+	return a.w.Flush()
+}
+
+// add adds a file or folder; its name's leading slash is left out.
 func (a *archive) add(name string, mode int, data []byte) {
 	if a.err != nil {
 		return

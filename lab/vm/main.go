@@ -128,7 +128,6 @@ func run(o options) (int, error) {
 	if err != nil {
 		return exitFailure, fmt.Errorf("make initramfs: %w", err)
 	}
-	defer os.Remove(initrd)
 
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, errTimeout)
 	defer cancel()

@@ -34,16 +34,17 @@ const kernelArgs = "console=ttyS0 loglevel=5 panic=-1 oops=panic reboot=t nokasl
 // consoleTail is how much of the console is kept for a failure.
 const consoleTail = 64 << 10
 
-// The descriptors that QEMU writes to.
+// The descriptors that QEMU is started with: it writes to all but the last.
 const (
 	consoleFd = 3 + iota
 	stdoutFd
 	stderrFd
 	resultFd
+	initrdFd
 )
 
 // qemuArgs returns QEMU's command line.
-func qemuArgs(o options, vmlinux, initrd string) []string {
+func qemuArgs(o options, vmlinux string) []string {
 	cmdline := kernelArgs
 	if o.verbose {
 		cmdline = strings.Replace(cmdline, "loglevel=5", "loglevel=7", 1)
@@ -51,7 +52,7 @@ func qemuArgs(o options, vmlinux, initrd string) []string {
 	args := []string{
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
 		"-M", "q35", "-cpu", "qemu64,+rdrand", "-m", fmt.Sprint(o.mem),
-		"-kernel", vmlinux, "-initrd", initrd, "-append", cmdline,
+		"-kernel", vmlinux, "-initrd", fmt.Sprintf("/dev/fd/%d", initrdFd), "-append", cmdline,
 		"-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
 		"-device", "virtio-9p-pci,fsdev=root,mount_tag=" + spec.RootTag,
 		"-chardev", fmt.Sprintf("file,id=console,path=/dev/fd/%d", consoleFd), "-serial", "chardev:console",
@@ -87,7 +88,7 @@ type guest struct {
 }
 
 // boot runs the machine to its end and returns the command's exit code.
-func boot(ctx context.Context, o options, qemu, vmlinux, initrd string) (int, error) {
+func boot(ctx context.Context, o options, qemu, vmlinux string, initrd *os.File) (int, error) {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
 	g := &guest{stdout: counter{w: os.Stdout}, stderr: counter{w: os.Stderr}}
@@ -95,7 +96,7 @@ func boot(ctx context.Context, o options, qemu, vmlinux, initrd string) (int, er
 		g.console.also = os.Stderr
 	}
 	var complaints bytes.Buffer
-	cmd := exec.CommandContext(ctx, qemu, qemuArgs(o, vmlinux, initrd)...)
+	cmd := exec.CommandContext(ctx, qemu, qemuArgs(o, vmlinux)...)
 	cmd.Stderr = &complaints
 	cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	for _, read := range []func(io.Reader) error{ // in the order of their descriptors
@@ -108,8 +109,9 @@ func boot(ctx context.Context, o options, qemu, vmlinux, initrd string) (int, er
 			return 0, err
 		}
 	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, initrd)
 	err := cmd.Start()
-	for _, f := range cmd.ExtraFiles {
+	for _, f := range cmd.ExtraFiles { // their other ends end with QEMU
 		f.Close()
 	}
 	if err != nil {
@@ -124,7 +126,7 @@ func boot(ctx context.Context, o options, qemu, vmlinux, initrd string) (int, er
 	}
 	fmt.Fprintf(os.Stderr, "%s%s", &complaints, g.console.bytes)
 	if cause == nil {
-		cause = fmt.Errorf("machine ended before the command did (%v)", waited)
+		cause = errors.Join(errors.New("machine ended before the command did"), waited)
 	}
 	return 0, cause
 }
