@@ -122,10 +122,11 @@ func (c *Capture) next(wait time.Duration) (Frame, bool, error) {
 		}
 		oob := make([]byte, unix.CmsgSpace(auxdataLen))
 		size, oobSize, _, from, err := unix.Recvmsg(c.fd, c.buf, oob, unix.MSG_DONTWAIT)
-		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
+		// ENETDOWN tells once that the device went down; it may come up again.
+		if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENETDOWN) {
 			continue
 		}
-		if err != nil { // a device that goes down says ENETDOWN once
+		if err != nil {
 			return Frame{}, false, err
 		}
 		f := Frame{Data: append([]byte(nil), c.buf[:size]...)}

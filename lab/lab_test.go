@@ -65,6 +65,7 @@ func TestStart(t *testing.T) {
 }
 
 func TestCapture(t *testing.T) {
+	NeedTool(t, "ip")
 	a, b := NewNetns(t, "a"), NewNetns(t, "b")
 	Veth(t, a, "eth0", b, "eth1")
 	capture := b.Capture(t, "eth1")
@@ -79,6 +80,8 @@ func TestCapture(t *testing.T) {
 	a.Send(t, "eth0", tagged)
 
 	ours := func(f Frame) bool { return bytes.HasPrefix(f.Data, frame[:12]) }
+	b.Run(t, "ip", "link", "set", "eth1", "down") // does not end the capture
+
 	got := capture.Matching(3, 200*time.Millisecond, ours)
 	if len(got) != 2 {
 		t.Fatalf("captured %d frames, want 2", len(got))
