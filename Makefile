@@ -1,8 +1,75 @@
-# `make help` lists the targets.
-SHELL       := /bin/bash
-CLANG       := clang-19
+# `make help` lists the targets. What a target needs and this machine lacks is
+# installed from Debian's packages.
+SHELL  := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PREFIX ?= /usr/local
+SUDO   := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# The object is committed, so the compiler is pinned: check-generated compares bytes.
 export XVLAN_CFLAGS := -idirafter /usr/include/$(shell uname -m)-linux-gnu
 
+# A command and the package that has it.
+NEED_GO       := go:golang-go
+NEED_GENERATE := clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_helpers.h:libbpf-dev
+NEED_LINT     := clang-format-19:clang-format-19
+NEED_DEMO     := ip:iproute2 ping:iputils-ping
+NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool
+NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
+
+# need installs the packages of those commands of $(1) that are missing.
+define need
+	@packages=""; for p in $(1); do c=$${p%%:*}; \
+	  [ -e "$$c" ] || command -v "$$c" >/dev/null || PATH=$$PATH:/usr/sbin:/sbin command -v "$$c" >/dev/null || packages+=" $${p##*:}"; done; \
+	if [ -n "$$packages" ]; then echo "installing$$packages"; \
+	  $(SUDO) apt-get update -qq && $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$packages >/dev/null; fi
+endef
+
+.PHONY: help
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build ./xvlan
+	$(call need,$(NEED_GO))
+	CGO_ENABLED=0 go build -trimpath -o xvlan ./cmd/xvlan
+
+.PHONY: install
+install: build ## install xvlan under PREFIX, /usr/local by default
+	install -D -m 0755 xvlan $(DESTDIR)$(PREFIX)/bin/xvlan
+
+.PHONY: demo
+demo: build ## show it at work, in namespaces of its own
+	$(call need,$(NEED_DEMO))
+	$(SUDO) ./xvlan demo
+
+.PHONY: test
+test: ## run all tests, on this machine's kernel, as root
+	$(call need,$(NEED_GO) $(NEED_TEST))
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" go test -count=1 -timeout 20m ./...
+
+.PHONY: bench
+bench: ## measure against the kernel's macvlan, interleaved, and print the ratios
+	$(call need,$(NEED_GO) $(NEED_TEST))
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" go run ./bench
+
 .PHONY: generate
-generate: ## compile the BPF programs and their Go names
+generate: ## compile the BPF programs and make their Go names
+	$(call need,$(NEED_GO) $(NEED_GENERATE))
 	go generate ./bpf
+
+.PHONY: check-generated
+check-generated: generate ## fail if the committed BPF objects are not what the sources give
+	git diff --exit-code --stat -- bpf/xvlan_bpfel.go bpf/xvlan_bpfel.o
+
+.PHONY: lint
+lint: ## formatting, vet, staticcheck
+	$(call need,$(NEED_GO) $(NEED_LINT))
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$unformatted" ] || { echo "gofmt would change: $$unformatted"; exit 1; }
+	clang-format-19 --dry-run -Werror bpf/*.c bpf/*.h
+	go vet ./...
+	go tool staticcheck ./...
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf xvlan bin

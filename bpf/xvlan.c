@@ -563,7 +563,8 @@ static __always_inline bool nd_options_out(struct frame *f, __u32 off, const str
 		    (old.type == ND_OPT_SOURCE_LLADDR || old.type == ND_OPT_TARGET_LLADDR)) {
 			new = old;
 			__builtin_memcpy(new.lladdr, m->mac, ETH_ALEN);
-			diff = bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
+			diff =
+			    bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
 			if (diff < 0 || bpf_skb_store_bytes(f->skb, off, &new, sizeof(new), 0) ||
 			    bpf_l4_csum_replace(f->skb, csum, 0, diff, 0))
 				return false;
@@ -593,8 +594,9 @@ static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32
 	ip = at(f, f->l3, sizeof(*ip) + sizeof(struct nd));
 	if (!ip)
 		return false;
-	learn6(sub, id, type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
-						   : ip->saddr.in6_u.u6_addr8);
+	learn6(sub, id,
+	       type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
+					  : ip->saddr.in6_u.u6_addr8);
 	return nd_options_out(f, l4 + sizeof(struct nd), m);
 }
 
@@ -658,7 +660,8 @@ static __always_inline int rx_group(struct frame *f, const struct parent *m, str
 	struct sub *sub;
 	__u32 id = 0;
 
-	if (eth && !mac_eq(eth->h_source, m->mac) && !owner(dest_by_mac(f->vlan, eth->h_source), &id)) {
+	if (eth && !mac_eq(eth->h_source, m->mac) &&
+	    !owner(dest_by_mac(f->vlan, eth->h_source), &id)) {
 		yield_to_wire(f);
 		sub = asked(f, &id);
 		if (sub)

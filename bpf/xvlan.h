@@ -26,15 +26,16 @@
  * labels of metrics and of `link show -s`.
  */
 enum verdict {
-	VERDICT_PASS,	       /* parent: for the host, or for what else hangs on the parent */
-	VERDICT_RX,	       /* sub-interface: handed to it, from the wire or a sibling */
-	VERDICT_TX,	       /* sub-interface: sent by it, to the wire or to siblings */
-	VERDICT_DROP_UNKNOWN,  /* parent: for no sub-interface, and `unknown drop` is set */
-	VERDICT_DROP_FANOUT,   /* sub-interface: its copy of a group-addressed frame was refused */
-	VERDICT_DROP_MALFORMED,/* sub-interface sent headers that cannot be followed */
-	VERDICT_DROP_MTU,      /* sub-interface sent more than the parent's MTU */
-	VERDICT_DROP_INACTIVE, /* parent: sent by a leg whose sub-interface is not (or no longer) active */
-	VERDICT_LEARN_DUP,     /* event, not a fate: an address not learned, somebody else has it */
+	VERDICT_PASS,		/* parent: for the host, or for what else hangs on the parent */
+	VERDICT_RX,		/* sub-interface: handed to it, from the wire or a sibling */
+	VERDICT_TX,		/* sub-interface: sent by it, to the wire or to siblings */
+	VERDICT_DROP_UNKNOWN,	/* parent: for no sub-interface, and `unknown drop` is set */
+	VERDICT_DROP_FANOUT,	/* sub-interface: its copy of a group-addressed frame was refused */
+	VERDICT_DROP_MALFORMED, /* sub-interface sent headers that cannot be followed */
+	VERDICT_DROP_MTU,	/* sub-interface sent more than the parent's MTU */
+	VERDICT_DROP_INACTIVE,	/* parent: sent by a leg whose sub-interface is not (or no longer)
+				   active */
+	VERDICT_LEARN_DUP, /* event, not a fate: an address not learned, somebody else has it */
 	VERDICT_MAX,
 };
 
@@ -70,8 +71,9 @@ enum dest_flag {
 };
 
 enum policy {
-	POLICY_UNKNOWN_DROP = 1, /* drop unicast that is neither the parent's nor a sub-interface's */
-	POLICY_KEEP = 2,	 /* stay attached when the last sub-interface goes */
+	POLICY_UNKNOWN_DROP =
+	    1,		 /* drop unicast that is neither the parent's nor a sub-interface's */
+	POLICY_KEEP = 2, /* stay attached when the last sub-interface goes */
 };
 
 enum found {
@@ -113,8 +115,8 @@ struct dest {
 /* One sub-interface; subs[0] is never used, id 0 means the parent itself. */
 struct sub {
 	enum sub_state state;
-	__u32 gen;   /* raised each time the id is taken */
-	__u32 leg;   /* ifindex of the host leg */
+	__u32 gen;	      /* raised each time the id is taken */
+	__u32 leg;	      /* ifindex of the host leg */
 	enum sub_place place; /* the only field the programs write */
 	enum sub_kind kind;
 	enum sub_mode mode;
@@ -129,10 +131,10 @@ struct parent {
 	__u32 schema;
 	__u32 capacity; /* highest id */
 	__u32 ifindex;
-	__u32 mtu;	 /* the parent's, without the Ethernet header */
+	__u32 mtu; /* the parent's, without the Ethernet header */
 	enum policy policy;
-	__u32 ip_keyed;	 /* number of active IP-keyed sub-interfaces */
-	__u32 last_id;	 /* the id taken last: the search for a free one goes on behind it */
+	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
+	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */
 	enum found found; /* what detach must put back */
 	enum rung rung;
 	__u8 mac[6];
