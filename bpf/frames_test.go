@@ -147,6 +147,14 @@ func advertise(src mac, target netip.Addr, opts ...layers.ICMPv6Option) []byte {
 		layers.ICMPv6TypeNeighborAdvertisement, advertBody(0x20, target, opts...))
 }
 
+// announce tells everybody of an address, of either family.
+func announce(src mac, addr netip.Addr) []byte {
+	if addr.Is4() {
+		return whoHas(src, addr, addr)
+	}
+	return advertise(src, addr, targetLL(src))
+}
+
 // Mutations: each returns a changed copy.
 
 func set(frame []byte, off int, data ...byte) []byte {

@@ -1,0 +1,211 @@
+package bpf_test
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+
+	"github.com/xvlan/xvlan/bpf"
+)
+
+// tableFrames are the frames of all tables.
+func tableFrames() [][]byte {
+	var frames [][]byte
+	for _, cases := range [][]frameCase{
+		rxByMAC(), rxByIP(), rxOddIP(), rxNeighbour(), rxGroup(), rxAsked(), rxClaims(),
+		txMAC(), txAsked(), txInactive(), txIP(), txARP(), txBadARP(), txND(), txNDOptions(), txOddND(),
+		learnIP4(), learnIP6(), learnLimits(),
+	} {
+		for _, c := range cases {
+			frames = append(frames, c.frame)
+		}
+	}
+	return frames
+}
+
+// FuzzPrograms looks for frames that are changed where they must not be, and
+// for frames that are not counted exactly once.
+func FuzzPrograms(f *testing.F) {
+	w := usualWorld(f)
+	for _, frame := range tableFrames() {
+		f.Add(frame)
+	}
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		if len(frame) < 14 || len(frame) > 2000 || cutHeader(frame) {
+			return
+		}
+		for _, policy := range []bpf.XvlanPolicy{0, bpf.XvlanPolicyPOLICY_UNKNOWN_DROP} {
+			w.meta.Policy = policy
+			w.put(t, bpf.XvlanMapMeta, uint32(0), w.meta)
+			fuzzXDP(t, w, frame)
+			fuzzRx(t, w, frame)
+		}
+		for _, from := range []uint32{macAway, macHere, ipAway, ipHere, ipVLAN} {
+			fuzzTx(t, w, from, frame)
+		}
+		fuzzInactive(t, w, frame)
+	})
+}
+
+// fuzzed is one run of a program: what it counted at the frame's own place, and
+// at others.
+type fuzzed struct {
+	ret    uint32
+	out    []byte
+	own    []hit // fates counted at the parent, or at the sender
+	others []hit
+	sole   hit // a single such hit of this frame
+}
+
+func fuzzRun(t *testing.T, w *world, prog string, from uint32, frame []byte) (r fuzzed) {
+	t.Helper()
+	w.clearStats(t)
+	r.ret, r.out = w.run(t, prog, from, frame, 0)
+	for _, h := range w.counted(t) {
+		switch {
+		case h.verdict == learnDup:
+			if h.id != from || h.packets != 1 || h.bytes != 0 {
+				t.Errorf("%s: %v", prog, h)
+			}
+			continue
+		case h.packets != 1 || h.bytes != uint64(len(frame)):
+			t.Errorf("%s: a frame of %d bytes counts as %v", prog, len(frame), h)
+		}
+		if h.id == from {
+			r.own = append(r.own, h)
+		} else {
+			r.others = append(r.others, h)
+		}
+	}
+	return r
+}
+
+// is reports whether the program counted one fate of the frame's own.
+func (r *fuzzed) is(verdicts ...bpf.XvlanVerdict) bool {
+	return len(r.own) == 1 && slices.Contains(verdicts, r.own[0].verdict)
+}
+
+// alone reports whether exactly one other got the frame.
+func (r *fuzzed) alone() bool { return len(r.others) == 1 && r.others[0].verdict == rx }
+
+// copied reports whether others got copies, or were refused them.
+func (r *fuzzed) copied() bool {
+	return !slices.ContainsFunc(r.others, func(h hit) bool { return h.verdict != rx && h.verdict != fanout })
+}
+
+func fuzzXDP(t *testing.T, w *world, frame []byte) {
+	t.Helper()
+	r := fuzzRun(t, w, bpf.XvlanProgXvlanXdp, 0, frame)
+	counted := len(r.own) + len(r.others)
+	switch {
+	case r.ret == xdpPass && counted == 0:
+	case r.ret == xdpDrop && counted == 1 && r.is(unknown) && w.meta.Policy != 0:
+	default:
+		t.Errorf("xdp returned %d and counted %v %v", r.ret, r.own, r.others)
+	}
+	wantBytes(t, r.out, frame)
+}
+
+func fuzzRx(t *testing.T, w *world, frame []byte) {
+	t.Helper()
+	r := fuzzRun(t, w, bpf.XvlanProgXvlanRx, 0, frame)
+	group := frame[0]&1 != 0
+	switch {
+	case r.ret == actNext && r.is(passed) && (group && r.copied() || len(r.others) == 0):
+	case r.ret == actDrop && r.is(unknown) && len(r.others) == 0 && !group && w.meta.Policy != 0:
+	case r.ret == actRedir && len(r.own) == 0 && r.alone():
+	default:
+		t.Errorf("rx returned %d and counted %v %v", int32(r.ret), r.own, r.others)
+	}
+	wantBytes(t, r.out, readdress(&r, frame))
+}
+
+// readdress puts the inner MAC of an IP-keyed sub-interface into a unicast
+// frame that goes to it by its host leg.
+func readdress(r *fuzzed, frame []byte) []byte {
+	if frame[0]&1 == 0 && r.alone() && r.others[0].id == ipHere {
+		m := macOf(ipHere)
+		return set(frame, 0, m[:]...)
+	}
+	return frame
+}
+
+func fuzzTx(t *testing.T, w *world, from uint32, frame []byte) {
+	t.Helper()
+	r := fuzzRun(t, w, bpf.XvlanProgXvlanTx, from, frame)
+	group := frame[0]&1 != 0
+	switch {
+	case r.ret == actRedir && r.is(tx) && (group && r.copied() || r.alone() || len(r.others) == 0):
+	case r.ret == actDrop && r.is(overMTU, malformed) && len(r.others) == 0:
+	default:
+		t.Errorf("tx from %d returned %d and counted %v %v", from, int32(r.ret), r.own, r.others)
+	}
+	want := readdress(&r, frame)
+	if w.subs[from].Kind == bpf.XvlanSubKindKIND_IPVLAN && !r.is(overMTU) {
+		want = rewritten(t, want, r.out)
+	}
+	wantBytes(t, r.out, want)
+}
+
+func fuzzInactive(t *testing.T, w *world, frame []byte) {
+	t.Helper()
+	r := fuzzRun(t, w, bpf.XvlanProgXvlanTx, pending, frame)
+	parent := hit{0, inactive, 1, uint64(len(frame))}
+	if r.ret != actDrop || len(r.own) != 0 || !slices.Equal(r.others, []hit{parent}) {
+		t.Errorf("inactive leg returned %d and counted %v %v", int32(r.ret), r.own, r.others)
+	}
+	wantBytes(t, r.out, frame)
+}
+
+// cutHeader tells frames that a test run refuses.
+func cutHeader(frame []byte) bool {
+	return len(frame) < map[uint16]int{0x0800: 34, 0x86dd: 54}[binary.BigEndian.Uint16(frame[12:])]
+}
+
+// rewritten is the frame with the parent's MAC for the source, and with what
+// xvlan_tx may have rewritten as it is in out: the MACs that ARP and neighbour
+// discovery speak of, where they are the parent's now, and the checksum, where
+// it is right if it was.
+func rewritten(t *testing.T, frame, out []byte) []byte {
+	t.Helper()
+	want := set(frame, 6, parentMAC[:]...)
+	l3, proto := 14, binary.BigEndian.Uint16(frame[12:])
+	if (proto == 0x8100 || proto == 0x88a8) && len(frame) >= 18 {
+		l3, proto = 18, binary.BigEndian.Uint16(frame[16:])
+	}
+	if len(out) != len(frame) {
+		return want
+	}
+	mayBeParents := func(off int) {
+		if off+6 <= len(out) && mac(out[off:]) == parentMAC {
+			copy(want[off:], parentMAC[:])
+		}
+	}
+	switch l4 := l3 + 40; {
+	case proto == 0x0806:
+		mayBeParents(l3 + 8)
+	case proto == 0x86dd && len(frame) >= l4+8 && frame[l3+6] == 58:
+		first := map[byte]int{133: 8, 134: 16, 135: 24, 136: 24}[frame[l4]]
+		if first == 0 {
+			break
+		}
+		for off := l4 + first; off+8 <= len(frame) && frame[off+1] != 0; off += 8 * int(frame[off+1]) {
+			if kind := frame[off]; frame[off+1] == 1 && (kind == 1 || kind == 2) {
+				mayBeParents(off + 2)
+			}
+		}
+		copy(want[l4+2:l4+4], out[l4+2:])
+		if onesSum(want[l4:]) != onesSum(frame[l4:]) {
+			t.Errorf("checksum is wrong now")
+		}
+	}
+	return want
+}
+
+// onesSum is the sum that the Internet checksum is made of.
+func onesSum(data []byte) (sum int) {
+	for i, b := range data {
+		sum += int(b) << (8 * (1 - i%2))
+	}
+	return sum % 0xffff
+}

@@ -1,0 +1,60 @@
+package bpf_test
+
+import (
+	"errors"
+	"os"
+	"regexp"
+	"strconv"
+	"testing"
+
+	"github.com/xvlan/xvlan/bpf"
+)
+
+// What Go repeats of the header by hand.
+func TestConstantsAreTheHeaders(t *testing.T) {
+	header, err := os.ReadFile("xvlan.h")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range map[string]int{"XVLAN_SCHEMA": bpf.Schema, "LEARN_SLOTS": bpf.LearnSlots} {
+		m := regexp.MustCompile(`(?m)^#define ` + name + `\s+(\d+)$`).FindSubmatch(header)
+		if m == nil {
+			t.Errorf("no %s in xvlan.h", name)
+			continue
+		}
+		if got, _ := strconv.Atoi(string(m[1])); got != value {
+			t.Errorf("%s is %d in xvlan.h, %d in Go", name, got, value)
+		}
+	}
+}
+
+func TestLoadCapacity(t *testing.T) {
+	for _, capacity := range []uint32{0, bpf.MaxCapacity + 1, 1 << 31} {
+		coll, err := bpf.Load(capacity)
+		if !errors.Is(err, bpf.ErrCapacity) {
+			t.Errorf("Load(%d) said %v", capacity, err)
+		}
+		if coll != nil {
+			coll.Close()
+		}
+	}
+	coll, err := bpf.Load(64)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	defer coll.Close()
+	for name, want := range map[string]uint32{
+		bpf.XvlanMapSubs: 65, bpf.XvlanMapStats: 65, bpf.XvlanMapLearned: 65, bpf.XvlanMapMembers: 2,
+		bpf.XvlanMapByMac: 64, bpf.XvlanMapByLeg: 64, bpf.XvlanMapMeta: 1,
+	} {
+		if got := coll.Maps[name].MaxEntries(); got != want {
+			t.Errorf("%s has room for %d entries, want %d", name, got, want)
+		}
+	}
+	// All can learn all they may, and there is room for given addresses.
+	for _, name := range []string{bpf.XvlanMapByIp4, bpf.XvlanMapByIp6} {
+		if got := coll.Maps[name].MaxEntries(); got <= 64*bpf.LearnSlots {
+			t.Errorf("%s has room for %d entries", name, got)
+		}
+	}
+}
