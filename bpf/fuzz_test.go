@@ -149,7 +149,7 @@ func fuzzTx(t *testing.T, w *world, from uint32, frame []byte) {
 
 func fuzzInactive(t *testing.T, w *world, frame []byte) {
 	t.Helper()
-	r := fuzzRun(t, w, bpf.XvlanProgXvlanTx, pending, frame)
+	r := fuzzRun(t, w, bpf.XvlanProgXvlanTx, free, frame)
 	parent := hit{0, inactive, 1, uint64(len(frame))}
 	if r.ret != actDrop || len(r.own) != 0 || !slices.Equal(r.others, []hit{parent}) {
 		t.Errorf("inactive leg returned %d and counted %v %v", int32(r.ret), r.own, r.others)

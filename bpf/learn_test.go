@@ -46,7 +46,7 @@ func learnIP4() []frameCase {
 		duplicate(claim("another's learned address", ip4Of(taught))),
 		duplicate(claim("reserved address", ip4Of(reserved))),
 		learns(claim("VLAN's given address, untagged", ip4Of(ipVLAN)), ip4Of(ipVLAN)),
-		learns(claim("of the record pending", ip4Of(pending)), ip4Of(pending)),
+		duplicate(claim("of the record pending", ip4Of(pending))),
 		learns(claim("of a former owner", ip4Of(stale)), ip4Of(stale)),
 		learns(claim("of the record free", ip4Of(free)), ip4Of(free)),
 		masked("own learned address", ipAway, func(m mac) []byte {
@@ -92,7 +92,7 @@ func learnIP6() []frameCase {
 		duplicate(claim("reserved address", ip6Of(reserved))),
 		duplicate(masked("reserved address as source", me, ask(ip6Of(reserved)), shouted)),
 		learns(claim("VLAN's given address, untagged", ip6Of(ipVLAN)), ip6Of(ipVLAN)),
-		learns(claim("of the record pending", ip6Of(pending)), ip6Of(pending)),
+		duplicate(claim("of the record pending", ip6Of(pending))),
 		learns(claim("of a former owner", ip6Of(stale)), ip6Of(stale)),
 		learns(claim("of the record free", ip6Of(free)), ip6Of(free)),
 		masked("own learned address", ipAway, ask(ip6Of(taught)), shouted),

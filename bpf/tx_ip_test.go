@@ -44,6 +44,9 @@ func txIP() []frameCase {
 	here := masked("sibling here", me, send(parentMAC, ipHere), to(ipHere))
 	here.out = set(here.out, 0, inner[:]...)
 	return []frameCase{
+		masked("record pending", pending, func(m mac) []byte {
+			return udp(routerMAC, m, routerIP4, ip4Of(pending), 18)
+		}, sent),
 		masked("wire", me, send(routerMAC, 99), sent),
 		masked("wire, IPv6", me, func(m mac) []byte { return udp(routerMAC, m, routerIP6, ip6Of(me), 18) }, sent),
 		masked("wire, ping", me, func(m mac) []byte {

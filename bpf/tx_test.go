@@ -95,16 +95,15 @@ func txAsked() []frameCase {
 	}
 }
 
-// txInactive comes from legs that lead to no active record.
+// txInactive comes from legs that lead to no record.
 func txInactive() []frameCase {
 	drop := func(name string, from uint32) frameCase {
 		return frameCase{name: name, from: from, frame: udp(routerMAC, macOf(from), routerIP4, ip4Of(from), 18),
 			ret: actDrop, hits: []hit{{id: 0, verdict: inactive}}}
 	}
 	return []frameCase{
-		drop("leg unknown", 0), drop("record pending", pending),
-		drop("record of a later generation", stale), drop("record free", free),
-		{name: "broadcast", from: pending, frame: whoHas(macOf(pending), ip4Of(pending), routerIP4),
+		drop("leg unknown", 0), drop("record of a later generation", stale), drop("record free", free),
+		{name: "broadcast", from: free, frame: whoHas(macOf(free), ip4Of(free), routerIP4),
 			ret: actDrop, hits: []hit{{id: 0, verdict: inactive}}},
 	}
 }

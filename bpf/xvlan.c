@@ -127,8 +127,8 @@ static __always_inline bool mac_eq(const void *a, const void *b)
 
 /* ---- key and look up ---- */
 
-/* An entry's sub-interface, or NULL where the entry is nobody's any more. */
-static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
+/* A leg's sub-interface. One that is being made may send already. */
+static __always_inline struct sub *sender(const struct dest *d, __u32 *id)
 {
 	struct sub *sub;
 
@@ -136,9 +136,15 @@ static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
 		return NULL;
 	*id = d->id;
 	sub = bpf_map_lookup_elem(&subs, id);
-	if (!sub || sub->gen != d->gen || sub->state != SUB_ACTIVE)
-		return NULL;
-	return sub;
+	return sub && sub->gen == d->gen && sub->state != SUB_FREE ? sub : NULL;
+}
+
+/* An entry's sub-interface, or NULL where the entry is nobody's yet or any more. */
+static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
+{
+	struct sub *sub = sender(d, id);
+
+	return sub && sub->state == SUB_ACTIVE ? sub : NULL;
 }
 
 /* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
@@ -450,7 +456,7 @@ static __always_inline bool take(void *map, const void *key, const struct sub *s
 	if (d && !(d->flags & DEST_RESERVED)) {
 		if (d->id == me && d->gen == sub->gen)
 			return false;
-		if (!owner(d, &id)) /* a former owner's, not yet swept */
+		if (!sender(d, &id)) /* a former owner's, not yet swept */
 			bpf_map_delete_elem(map, key);
 	}
 	if (!bpf_map_update_elem(map, key, &mine, BPF_NOEXIST))
@@ -716,7 +722,7 @@ int xvlan_tx(struct __sk_buff *skb)
 {
 	__u32 zero = 0, me = 0, id = 0, leg = skb->ifindex;
 	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
-	struct sub *sub = owner(bpf_map_lookup_elem(&by_leg, &leg), &me), *sibling;
+	struct sub *sub = sender(bpf_map_lookup_elem(&by_leg, &leg), &me), *sibling;
 	struct frame f;
 	struct size size;
 	bool unknown;

@@ -33,9 +33,8 @@ enum verdict {
 	VERDICT_DROP_FANOUT,	/* sub-interface: its copy of a group-addressed frame was refused */
 	VERDICT_DROP_MALFORMED, /* sub-interface sent headers that cannot be followed */
 	VERDICT_DROP_MTU,	/* sub-interface sent more than the parent's MTU */
-	VERDICT_DROP_INACTIVE,	/* parent: sent by a leg whose sub-interface is not (or no longer)
-				   active */
-	VERDICT_LEARN_DUP, /* event, not a fate: an address not learned, somebody else has it */
+	VERDICT_DROP_INACTIVE,	/* parent: sent by a leg that has no sub-interface any more */
+	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
 	VERDICT_MAX,
 };
 

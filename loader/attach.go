@@ -18,8 +18,9 @@ import (
 
 // Pins in a parent's folder besides the maps, which carry their own names.
 const (
-	pinRX  = "rx"  // tcx link of the parent
-	pinXDP = "xdp" // XDP link of the parent
+	pinRX  = "rx"   // tcx link of the parent
+	pinXDP = "xdp"  // XDP link of the parent
+	pinLeg = "leg-" // and the id: tcx link of a host leg
 	pinTX  = bpf.XvlanProgXvlanTx
 )
 
@@ -41,7 +42,7 @@ func (p *parent) close() {
 // open opens what is attached to a device; nil if nothing is. The caller holds
 // the lock.
 func (h *Host) open(l netlink.Link) (*parent, error) {
-	dir := h.pinDir(l.Attrs().Index)
+	dir := h.folder(l.Attrs().Index).path()
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	} else if err != nil {
@@ -71,7 +72,7 @@ func (h *Host) attach(l netlink.Link, rung Rung, spec AttachSpec) (p *parent, ma
 	if err := ensureFS(); err != nil {
 		return nil, false, err
 	}
-	dir := h.pinDir(l.Attrs().Index) + building
+	dir := h.folder(l.Attrs().Index).path() + building
 	if err := h.teardown(l.Attrs().Index, dir); err != nil {
 		return nil, false, fmt.Errorf("clear what an interrupted attach left: %w", err)
 	}
@@ -116,7 +117,7 @@ func (h *Host) build(l netlink.Link, dir string, rung Rung, spec AttachSpec) (*p
 	if err := p.hook(coll); err != nil {
 		return nil, errors.Join(err, set.Close())
 	}
-	p.dir = h.pinDir(attrs.Index)
+	p.dir = h.folder(attrs.Index).path()
 	if err := os.Rename(dir, p.dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("publish pins: %w", err), set.Close())
 	}
@@ -193,43 +194,42 @@ func (h *Host) teardown(index int, dir string) error {
 		return fmt.Errorf("find pins: %w", err)
 	}
 	set, err := maps.Open(dir)
-	if errors.Is(err, maps.ErrSchema) {
-		return err
-	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	l, lerr := h.nl.LinkByIndex(index)
-	if lerr != nil && !errors.As(lerr, new(netlink.LinkNotFoundError)) {
-		return fmt.Errorf("find device %d: %w", index, lerr)
-	}
-	if err != nil || lerr != nil { // nothing was attached yet, or the parent is gone with all it had
-		l = nil
-	}
 	if set != nil {
 		defer set.Close()
-		rec, err := set.Parent()
-		if err != nil {
-			return err
-		}
-		p := &parent{h: h, link: l, dir: dir, maps: set, rec: rec}
-		if err := p.removeAll(); err != nil {
-			return err
-		}
-		if err := p.putBack(); err != nil {
-			return err
-		}
 	}
-	// Pins go one by one: under the name of an unfinished folder an
-	// interrupted removal is gone on with, not taken for an attached parent.
-	if final := strings.TrimSuffix(dir, building); final == dir {
-		if err := removePins(dir + building); err != nil {
+	// First of all it loses its final name: an interrupted teardown is then
+	// gone on with by the next command, not taken for an attached parent.
+	if !strings.HasSuffix(dir, building) {
+		if err := h.teardown(index, dir+building); err != nil {
 			return err
 		}
 		if err := os.Rename(dir, dir+building); err != nil {
 			return fmt.Errorf("withdraw pins: %w", err)
 		}
 		dir += building
+	}
+	if set == nil { // nothing was attached yet, or all is detached already
+		return removePins(dir)
+	}
+	l, err := h.nl.LinkByIndex(index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		l = nil // the parent is gone with all it had
+	} else if err != nil {
+		return fmt.Errorf("find device %d: %w", index, err)
+	}
+	rec, err := set.Parent()
+	if err != nil {
+		return err
+	}
+	p := &parent{h: h, link: l, dir: dir, maps: set, rec: rec}
+	if err := p.removeAll(); err != nil {
+		return err
+	}
+	if err := p.putBack(); err != nil {
+		return err
 	}
 	return removePins(dir)
 }
@@ -320,7 +320,10 @@ func (h *Host) lockParent(name string) (netlink.Link, func(), error) {
 	if err := ensureLocks(); err != nil {
 		return nil, nil, err
 	}
-	unlock, err := h.lock(l.Attrs().Index)
+	if err := h.sweepDead(); err != nil {
+		return nil, nil, err
+	}
+	unlock, err := lockFile(h.folder(l.Attrs().Index).String())
 	if err != nil {
 		return nil, nil, err
 	}

@@ -58,7 +58,7 @@ type ParentInfo struct {
 // rung attaches nothing and so has none.
 func (h *Host) Parents() ([]ParentInfo, error) {
 	var all []ParentInfo
-	err := h.eachParent(func(_ int, set *maps.Set, rec maps.Parent) error {
+	err := h.eachParent(func(set *maps.Set, rec maps.Parent) error {
 		info := ParentInfo{Parent: rec}
 		subs, err := set.Subs()
 		if err != nil {
@@ -81,22 +81,25 @@ func (h *Host) Parents() ([]ParentInfo, error) {
 
 // eachParent opens the maps of every complete parent of this namespace. One
 // that goes while it is looked at is passed over.
-func (h *Host) eachParent(fn func(index int, set *maps.Set, rec maps.Parent) error) error {
-	indexes, err := h.indexes()
+func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {
+	folders, err := folders()
 	if err != nil {
 		return err
 	}
-	for _, index := range indexes {
-		set, err := maps.Open(h.pinDir(index))
+	for _, f := range folders {
+		if f.cookie != h.cookie {
+			continue
+		}
+		set, err := maps.Open(f.path())
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("parent %d: %w", index, err)
+			return fmt.Errorf("parent %d: %w", f.index, err)
 		}
 		rec, err := set.Parent()
 		if err == nil {
-			err = fn(index, set, rec)
+			err = fn(set, rec)
 		}
 		if err := errors.Join(err, set.Close()); err != nil {
 			return err
@@ -113,7 +116,7 @@ func (h *Host) Links() ([]Link, error) {
 		return nil, err
 	}
 	var all []Link
-	err = h.eachParent(func(_ int, set *maps.Set, rec maps.Parent) error {
+	err = h.eachParent(func(set *maps.Set, rec maps.Parent) error {
 		links, err := h.linksOf(set, rec, names)
 		all = append(all, links...)
 		return err

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,19 +25,48 @@ const (
 // reserves names with dots.)
 const building = "-new"
 
-// folder is the key of a parent: names and indexes repeat between namespaces.
-func folder(cookie uint64, index int) string { return fmt.Sprintf("%d-%d", cookie, index) }
+// folder is where a parent's pins are, and the name of its lock: names and
+// indexes repeat between namespaces.
+type folder struct {
+	cookie uint64 // of the network namespace
+	index  int    // of the parent
+}
 
-// parseFolder undoes folder; ok is false for any other name.
-func parseFolder(name string) (cookie uint64, index int, ok bool) {
-	name = strings.TrimSuffix(name, building)
+func (f folder) String() string { return fmt.Sprintf("%d-%d", f.cookie, f.index) }
+
+func (f folder) path() string { return filepath.Join(pinRoot, f.String()) }
+
+// parseFolder undoes String; ok is false for any other name.
+func parseFolder(name string) (f folder, ok bool) {
 	c, i, found := strings.Cut(name, "-")
 	cookie, err1 := strconv.ParseUint(c, 10, 64)
 	index, err2 := strconv.Atoi(i)
-	return cookie, index, found && err1 == nil && err2 == nil
+	return folder{cookie, index}, found && err1 == nil && err2 == nil
 }
 
-func (h *Host) pinDir(index int) string { return filepath.Join(pinRoot, folder(h.cookie, index)) }
+// folders lists the parents of all namespaces, complete ones or not.
+func folders() ([]folder, error) {
+	entries, err := os.ReadDir(pinRoot)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("read %s: %w: run xvlan as root", pinRoot, ErrPrivilege)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list parents: %w", err)
+	}
+	var all []folder
+	for _, e := range entries {
+		f, ok := parseFolder(strings.TrimSuffix(e.Name(), building))
+		if ok && !slices.Contains(all, f) {
+			all = append(all, f)
+		}
+	}
+	return all, nil
+}
+
+func (h *Host) folder(index int) folder { return folder{h.cookie, index} }
 
 // mounted tells whether the bpf file system is there.
 func mounted() (bool, error) {
@@ -129,44 +159,6 @@ func flock(name string, how int) (func(), error) {
 			return nil, errors.Join(fmt.Errorf("take lock %s: %w", name, err), f.Close())
 		}
 	}
-}
-
-// lock takes the lock of the parent with this index.
-func (h *Host) lock(index int) (unlock func(), err error) {
-	return lockFile(folder(h.cookie, index))
-}
-
-// tryLock is lock without waiting: ok is false when somebody has it.
-func (h *Host) tryLock(index int) (unlock func(), ok bool, err error) {
-	unlock, err = flock(folder(h.cookie, index), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, false, nil
-	}
-	return unlock, err == nil, err
-}
-
-// indexes lists the ifindexes of this namespace that have a folder, complete
-// or not.
-func (h *Host) indexes() ([]int, error) {
-	entries, err := os.ReadDir(pinRoot)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if errors.Is(err, fs.ErrPermission) {
-		return nil, fmt.Errorf("read %s: %w: run xvlan as root", pinRoot, ErrPrivilege)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list parents: %w", err)
-	}
-	var all []int
-	seen := map[int]bool{}
-	for _, e := range entries {
-		if cookie, index, ok := parseFolder(e.Name()); ok && cookie == h.cookie && !seen[index] {
-			seen[index] = true
-			all = append(all, index)
-		}
-	}
-	return all, nil
 }
 
 // removePins deletes a folder on the bpf file system, which has one level.

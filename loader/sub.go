@@ -59,8 +59,10 @@ func (h *Host) Add(spec LinkSpec) error {
 }
 
 // add makes a sub-interface on an attached parent. The record comes first and
-// says PENDING until all but the keys is there; the keys, which let frames in,
-// come last. Whatever fails, or is killed, remove undoes.
+// says PENDING; that it says ACTIVE in the end is what makes everything valid
+// at once, the keys that were entered before included. Whatever fails, or is
+// killed, remove undoes. A pending sub-interface may send, so that duplicate
+// address detection, which starts when it is set up, does not pass unheard.
 func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	if spec.MAC == nil {
 		spec.MAC = randomMAC()
@@ -96,14 +98,15 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 			return err
 		}
 	}
-	sub.State = maps.Active
-	if err := p.maps.PutSub(id, sub); err != nil {
-		return err
-	}
 	if err := p.enterKeys(id, sub, spec); err != nil {
 		return err
 	}
-	return in.configure(spec)
+	if err := in.configure(spec); err != nil {
+		return err
+	}
+	active := sub
+	active.State = maps.Active
+	return p.maps.PutSub(id, active)
 }
 
 // unique refuses MACs and addresses that a sibling, the host or a gateway has.
@@ -183,7 +186,9 @@ func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub) error {
 	return p.h.setUp(sub.Leg)
 }
 
-func (p *parent) legPin(id maps.ID) string { return filepath.Join(p.dir, fmt.Sprintf("leg-%d", id)) }
+func (p *parent) legPin(id maps.ID) string {
+	return filepath.Join(p.dir, fmt.Sprintf("%s%d", pinLeg, id))
+}
 
 // openFilter lets the sub-interface's MAC in, and notes it before, unless
 // somebody else has done so already: then it stays theirs.
@@ -237,9 +242,6 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 	if err := p.removeKeys(id, sub); err != nil {
 		return err
 	}
-	if err := p.countIPKeyed(); err != nil {
-		return err
-	}
 	if sub.UCFilter && p.link != nil {
 		err := p.uc(sub.MAC, false)
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
@@ -257,7 +259,10 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 			return err
 		}
 	}
-	return p.maps.PutSub(id, maps.Sub{Gen: sub.Gen})
+	if err := p.maps.PutSub(id, maps.Sub{Gen: sub.Gen}); err != nil {
+		return err
+	}
+	return p.countIPKeyed()
 }
 
 // removeKeys deletes all that leads to a sub-interface, learned addresses too.
@@ -288,8 +293,8 @@ func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
 	return nil
 }
 
-// countIPKeyed writes how many IP-keyed sub-interfaces there are: with none,
-// the host's own frames are spared the look-up.
+// countIPKeyed writes how many IP-keyed sub-interfaces there are, those being
+// made among them: with none, the host's own frames are spared the look-up.
 func (p *parent) countIPKeyed() error {
 	subs, err := p.maps.Subs()
 	if err != nil {
@@ -297,7 +302,7 @@ func (p *parent) countIPKeyed() error {
 	}
 	var n uint32
 	for _, s := range subs {
-		if s.State == maps.Active && s.Kind == maps.Ipvlan {
+		if s.State != maps.Free && s.Kind == maps.Ipvlan {
 			n++
 		}
 	}

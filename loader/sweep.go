@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -14,52 +16,90 @@ import (
 )
 
 // Sweep finishes or removes what interrupted commands and other tools have
-// left on all parents of the namespace. A parent that another command is
-// working on is left to it.
+// left on all parents of the namespace, and what is left of namespaces that
+// are gone. A parent that another command is working on is left to it.
 func (h *Host) Sweep() error {
+	return h.sweep(func(index int) error {
+		l, err := h.nl.LinkByIndex(index)
+		if err != nil {
+			return fmt.Errorf("find device %d: %w", index, err)
+		}
+		p, err := h.open(l)
+		if p == nil || err != nil {
+			return err
+		}
+		defer p.close()
+		if err := p.refresh(); err != nil {
+			return err
+		}
+		return p.detachIfEmpty()
+	})
+}
+
+// sweepDead is Sweep for the parents that are no more: what every command owes
+// those that it does not act on.
+func (h *Host) sweepDead() error { return h.sweep(func(int) error { return nil }) }
+
+// sweep removes what is left of dead parents and of interrupted attaches, and
+// calls alive for each of this namespace's parents that lives, under its lock.
+func (h *Host) sweep(alive func(index int) error) error {
 	if ok, err := mounted(); !ok || err != nil {
 		return err
 	}
-	indexes, err := h.indexes()
+	folders, err := folders()
 	if err != nil {
 		return err
 	}
 	var errs []error
-	for _, index := range indexes {
-		unlock, ok, err := h.tryLock(index)
-		if !ok {
-			errs = append(errs, err)
+	for _, f := range folders {
+		unlock, err := flock(f.String(), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
 		}
-		errs = append(errs, h.sweepOne(index))
-		unlock()
+		if err == nil {
+			err = h.sweepFolder(f, alive)
+			unlock()
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// sweepOne sweeps the parent with this index, or all that is left of it. The
-// caller holds the lock.
-func (h *Host) sweepOne(index int) error {
-	dir := h.pinDir(index)
-	if err := h.teardown(index, dir+building); err != nil {
+func (h *Host) sweepFolder(f folder, alive func(index int) error) error {
+	if f.cookie != h.cookie {
+		if dead(f.path()) {
+			return removePins(f.path())
+		}
+		return nil
+	}
+	if err := h.teardown(f.index, f.path()+building); err != nil {
 		return err
 	}
-	l, err := h.nl.LinkByIndex(index)
-	if errors.As(err, new(netlink.LinkNotFoundError)) || orphaned(filepath.Join(dir, pinRX)) {
-		return h.teardown(index, dir)
+	_, err := h.nl.LinkByIndex(f.index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return h.teardown(f.index, f.path())
 	}
 	if err != nil {
-		return fmt.Errorf("find device %d: %w", index, err)
+		return fmt.Errorf("find device %d: %w", f.index, err)
 	}
-	p, err := h.open(l)
-	if p == nil || err != nil {
-		return err
+	return alive(f.index)
+}
+
+// dead tells that a folder's network namespace is gone, by the links in it:
+// they outlive their devices, and say so. Where programs are attached by
+// clsact filters there are none, and nobody can tell.
+func dead(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	if err != nil || !orphaned(filepath.Join(dir, pinRX)) {
+		return false
 	}
-	defer p.close()
-	if err := p.refresh(); err != nil {
-		return err
+	for _, e := range entries {
+		// The parent may have gone by itself: its legs would still be there.
+		if strings.HasPrefix(e.Name(), pinLeg) && !orphaned(filepath.Join(dir, e.Name())) {
+			return false
+		}
 	}
-	return p.detachIfEmpty()
+	return true
 }
 
 // refresh makes the maps agree with what is there: sub-interfaces that are
