@@ -239,6 +239,11 @@ func (p *parent) putBack() error {
 	if p.link == nil {
 		return nil
 	}
+	for _, pin := range []string{pinXDP, pinRX} {
+		if err := detachLink(filepath.Join(p.dir, pin)); err != nil {
+			return err
+		}
+	}
 	if p.rec.SetAllmulti {
 		if err := p.h.nl.LinkSetAllmulticastOff(p.link); err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("turn allmulticast off: %w", err)

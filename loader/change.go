@@ -102,6 +102,9 @@ func (h *Host) Move(sel Selector, netns string) error {
 }
 
 func (s *space) move(l netlink.Link, to *space) error {
+	if same, err := sameFile(s.file, to.file.Name()); err != nil || same {
+		return err
+	}
 	if err := to.free(l.Attrs().Name); err != nil {
 		return err
 	}
@@ -114,6 +117,9 @@ func (s *space) move(l netlink.Link, to *space) error {
 // change finds a sub-interface and acts on it under its parent's lock.
 func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func(*parent, Link, maps.Sub) error) error {
 	found, err := h.find(sel)
+	if errors.Is(err, ErrNotFound) { // its device may be gone: then the rest goes too
+		return errors.Join(err, h.Sweep())
+	}
 	if err != nil {
 		return err
 	}

@@ -74,6 +74,22 @@ func pinLink(l link.Link, pin string) error {
 	return l.Close()
 }
 
+// detachLink detaches what a pinned link, if there is one, has attached. One
+// that is only unpinned holds on until the kernel gets round to it.
+func detachLink(pin string) error {
+	l, err := link.LoadPinnedLink(pin, nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open pinned link: %w", err)
+	}
+	if err := errors.Join(l.Detach(), l.Close()); err != nil {
+		return fmt.Errorf("detach: %w", err)
+	}
+	return nil
+}
+
 func clsact(index int) netlink.Qdisc {
 	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
 		LinkIndex: index,
