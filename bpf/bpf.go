@@ -4,6 +4,8 @@ package bpf
 import (
 	"errors"
 	"fmt"
+	"math/bits"
+	"net"
 
 	"github.com/cilium/ebpf"
 )
@@ -23,6 +25,23 @@ const MaxCapacity = 65535
 // gateways, which are entered so that nobody learns them.
 const reservedAddrs = 1024
 
+// SlotShared is a slot that several sub-interfaces fall into: SLOT_SHARED.
+const SlotShared = 1 << 31
+
+// slotBits makes the slot tables at least four times as large as what goes
+// into them, so that few slots are shared.
+func slotBits(capacity uint32) int { return bits.Len32(4*capacity - 1) }
+
+// MACSlot is the slot a MAC falls into, of a table with this many slots.
+func MACSlot(mac net.HardwareAddr, slots uint32) uint32 {
+	low := uint32(mac[2]) | uint32(mac[3])<<8 | uint32(mac[4])<<16 | uint32(mac[5])<<24
+	high := uint32(mac[0]) | uint32(mac[1])<<8
+	return (low ^ high) * 0x9e3779b1 >> (32 - bits.Len32(slots-1))
+}
+
+// LegSlot is the slot an ifindex falls into, of a table with this many slots.
+func LegSlot(index, slots uint32) uint32 { return index & (slots - 1) }
+
 // ErrCapacity is returned for a number of sub-interfaces that no maps can be
 // made for.
 var ErrCapacity = errors.New("capacity out of range")
@@ -41,18 +60,24 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	// Only there to keep an enum's names in BTF.
 	delete(spec.Variables, XvlanVarEmitVerdict)
 	delete(spec.Maps, ".bss")
+	slots := slotBits(capacity)
+	if err := spec.Variables[XvlanVarSlotBits].Set(uint32(slots)); err != nil {
+		return nil, fmt.Errorf("set slot bits: %w", err)
+	}
 	// Given addresses share the room with learned ones: twice the most that
 	// can be learned, so that learning never uses up what can be given.
 	addrs := 2*LearnSlots*capacity + reservedAddrs
 	for name, entries := range map[string]uint32{
-		XvlanMapSubs:    capacity + 1,
-		XvlanMapStats:   capacity + 1,
-		XvlanMapLearned: capacity + 1,
-		XvlanMapMembers: capacity/64 + 1,
-		XvlanMapByMac:   capacity,
-		XvlanMapByLeg:   capacity,
-		XvlanMapByIp4:   addrs,
-		XvlanMapByIp6:   addrs,
+		XvlanMapSubs:     capacity + 1,
+		XvlanMapStats:    capacity + 1,
+		XvlanMapLearned:  capacity + 1,
+		XvlanMapMembers:  capacity/64 + 1,
+		XvlanMapMacSlots: 1 << slots,
+		XvlanMapLegSlots: 1 << slots,
+		XvlanMapByMac:    capacity,
+		XvlanMapByLeg:    capacity,
+		XvlanMapByIp4:    addrs,
+		XvlanMapByIp6:    addrs,
 	} {
 		spec.Maps[name].MaxEntries = entries
 	}

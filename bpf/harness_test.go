@@ -48,6 +48,8 @@ type world struct {
 	meta   bpf.XvlanParent
 	subs   map[uint32]bpf.XvlanSub
 	dests  []entry // what stands in by_ip4 and by_ip6 at first
+
+	crowded bool // every slot is shared
 }
 
 // An entry is one of by_ip4 or by_ip6.
@@ -191,6 +193,7 @@ func (w *world) enter(tb testing.TB) {
 			members[id/64] |= 1 << (id % 64)
 		}
 	}
+	w.slots(tb)
 	for word, bits := range members {
 		w.put(tb, bpf.XvlanMapMembers, uint32(word), bits)
 	}
@@ -198,6 +201,34 @@ func (w *world) enter(tb testing.TB) {
 		w.putEntry(tb, e)
 	}
 	w.clearStats(tb)
+}
+
+// slots lets the sub-interfaces' MACs and legs fall into their slots. Those
+// whose keys are not their own are only to be found by hash.
+func (w *world) slots(tb testing.TB) {
+	tb.Helper()
+	size := w.coll.Maps[bpf.XvlanMapMacSlots].MaxEntries()
+	macs, legs := make([]uint32, size), make([]uint32, size)
+	fall := func(slot *uint32, id uint32) {
+		if *slot == 0 && id != stale && id != free && !w.crowded {
+			*slot = id
+		} else {
+			*slot = bpf.SlotShared
+		}
+	}
+	for id, sub := range w.subs {
+		fall(&macs[bpf.MACSlot(sub.Mac[:], size)], id)
+		fall(&legs[bpf.LegSlot(sub.Leg, size)], id)
+	}
+	keys := make([]uint32, size)
+	for i := range keys {
+		keys[i] = uint32(i)
+	}
+	_, err1 := w.coll.Maps[bpf.XvlanMapMacSlots].BatchUpdate(keys, macs, nil)
+	_, err2 := w.coll.Maps[bpf.XvlanMapLegSlots].BatchUpdate(keys, legs, nil)
+	if err := errors.Join(err1, err2); err != nil {
+		tb.Fatalf("fill slots: %v", err)
+	}
 }
 
 func (w *world) put(tb testing.TB, name string, key, value any) {

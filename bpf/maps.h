@@ -58,6 +58,24 @@ struct {
 	__type(value, struct dest);
 } by_leg SEC(".maps");
 
+/* The usual way from a MAC or a leg to a record, without hashing a key: a slot
+ * has the id of the one sub-interface that falls into it, 0 where none does, or
+ * SLOT_SHARED. The record then confirms or denies, so that a slot need not be
+ * exact at every moment, only never 0 where something falls into it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} mac_slots SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} leg_slots SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

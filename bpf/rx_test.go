@@ -141,8 +141,20 @@ func rxNeighbour() []frameCase {
 	}
 }
 
-func TestRx(t *testing.T) {
+// sparseAndCrowded runs a test with the records found by their slots, and with
+// every slot shared, so that the hash maps are asked.
+func sparseAndCrowded(t *testing.T, test func(*testing.T, *world)) {
 	w := usualWorld(t)
+	for name, crowded := range map[string]bool{"sparse": false, "crowded": true} {
+		w.crowded = crowded
+		t.Run(name, func(t *testing.T) { test(t, w) })
+	}
+}
+
+func TestRx(t *testing.T) { sparseAndCrowded(t, testRx) }
+
+func testRx(t *testing.T, w *world) {
+	defer func(n uint32) { w.meta.IpKeyed = n }(w.meta.IpKeyed)
 	for name, cases := range map[string][]frameCase{
 		"MAC": rxByMAC(), "IP": rxByIP(), "odd IP": rxOddIP(), "neighbour": rxNeighbour(),
 	} {
@@ -167,9 +179,10 @@ func unknownDrop() []frameCase {
 }
 
 func TestRxUnknownDrop(t *testing.T) {
-	w := usualWorld(t)
-	w.meta.Policy = bpf.XvlanPolicyPOLICY_UNKNOWN_DROP
-	checkAll(t, w, bpf.XvlanProgXvlanRx, unknownDrop())
+	sparseAndCrowded(t, func(t *testing.T, w *world) {
+		w.meta.Policy = bpf.XvlanPolicyPOLICY_UNKNOWN_DROP
+		checkAll(t, w, bpf.XvlanProgXvlanRx, unknownDrop())
+	})
 }
 
 // A frame cut anywhere goes by what is left of it.
@@ -201,8 +214,9 @@ func TestRxTruncated(t *testing.T) {
 	}
 }
 
-func TestXDP(t *testing.T) {
-	w := usualWorld(t)
+func TestXDP(t *testing.T) { sparseAndCrowded(t, testXDP) }
+
+func testXDP(t *testing.T, w *world) {
 	cases := unknownDrop()
 	for i := range cases {
 		c := &cases[i]

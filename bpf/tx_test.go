@@ -108,8 +108,9 @@ func txInactive() []frameCase {
 	}
 }
 
-func TestTx(t *testing.T) {
-	w := usualWorld(t)
+func TestTx(t *testing.T) { sparseAndCrowded(t, testTx) }
+
+func testTx(t *testing.T, w *world) {
 	for name, cases := range map[string][]frameCase{
 		"MAC": txMAC(), "question": txAsked(), "inactive": txInactive(),
 		"IP": txIP(), "ARP": txARP(), "ARP malformed": txBadARP(), "ND": txND(), "ND options": txNDOptions(), "ND odd": txOddND(),

@@ -37,6 +37,9 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 /* Keeps the enum in the BTF that the Go names are made from. */
 const enum verdict *emit_verdict __attribute__((unused));
 
+/* The slot tables have 1 << slot_bits entries; set by the loader. */
+const volatile __u32 slot_bits = 1;
+
 /* ---- parse ---- */
 
 struct frame {
@@ -147,8 +150,21 @@ static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
 	return sub && sub->state == SUB_ACTIVE ? sub : NULL;
 }
 
-/* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
- * kernel macvlan does. */
+static __always_inline struct sub *sub_by_leg(__u32 leg, __u32 *id)
+{
+	__u32 slot = leg & ((1U << slot_bits) - 1);
+	__u32 *found = bpf_map_lookup_elem(&leg_slots, &slot);
+	struct sub *sub;
+
+	if (!found || !*found)
+		return NULL;
+	if (*found == SLOT_SHARED)
+		return sender(bpf_map_lookup_elem(&by_leg, &leg), id);
+	*id = *found;
+	sub = bpf_map_lookup_elem(&subs, id);
+	return sub && sub->leg == leg && sub->state != SUB_FREE ? sub : NULL;
+}
+
 static __always_inline struct dest *dest_by_mac(__u16 vlan, const void *mac)
 {
 	struct mac_key key = {.vlan = vlan};
@@ -161,6 +177,27 @@ static __always_inline struct dest *dest_by_mac(__u16 vlan, const void *mac)
 		d = bpf_map_lookup_elem(&by_mac, &key);
 	}
 	return d;
+}
+
+/* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
+ * kernel macvlan does. The slot is a multiplicative hash: bpf.MACSlot in Go. */
+static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32 *id)
+{
+	__u32 hash = (*(__u32 *)(mac + 2) ^ *(__u16 *)mac) * 0x9e3779b1;
+	__u32 slot = hash >> (32 - slot_bits);
+	__u32 *found = bpf_map_lookup_elem(&mac_slots, &slot);
+	struct sub *sub;
+
+	if (!found || !*found)
+		return NULL;
+	if (*found == SLOT_SHARED)
+		return owner(dest_by_mac(vlan, mac), id);
+	*id = *found;
+	sub = bpf_map_lookup_elem(&subs, id);
+	if (!sub || sub->state != SUB_ACTIVE || sub->kind != KIND_MACVLAN ||
+	    !mac_eq(sub->mac, mac) || (sub->vlan && sub->vlan != vlan))
+		return NULL;
+	return sub;
 }
 
 static __always_inline struct dest *dest_by_ip4(__u16 vlan, const void *addr)
@@ -224,7 +261,7 @@ static __always_inline struct sub *lookup(struct frame *f, const struct parent *
 		return NULL;
 	if (mac_eq(eth->h_dest, m->mac))
 		return m->ip_keyed ? sub_by_ip(f, id) : NULL;
-	sub = owner(dest_by_mac(f->vlan, eth->h_dest), id);
+	sub = sub_by_mac(f->vlan, eth->h_dest, id);
 	*unknown = !sub;
 	return sub;
 }
@@ -650,7 +687,7 @@ int xvlan_xdp(struct xdp_md *ctx)
 	eth = at(&f, 0, sizeof(*eth));
 	if (!eth || is_group(&f) || mac_eq(eth->h_dest, m->mac))
 		return XDP_PASS;
-	if (owner(dest_by_mac(f.vlan, eth->h_dest), &id))
+	if (sub_by_mac(f.vlan, eth->h_dest, &id))
 		return XDP_PASS; /* xvlan_rx delivers and counts it */
 	count(0, VERDICT_DROP_UNKNOWN,
 	      (struct size){.packets = 1, .bytes = bpf_xdp_get_buff_len(ctx)});
@@ -666,8 +703,7 @@ static __always_inline int rx_group(struct frame *f, const struct parent *m, str
 	struct sub *sub;
 	__u32 id = 0;
 
-	if (eth && !mac_eq(eth->h_source, m->mac) &&
-	    !owner(dest_by_mac(f->vlan, eth->h_source), &id)) {
+	if (eth && !mac_eq(eth->h_source, m->mac) && !sub_by_mac(f->vlan, eth->h_source, &id)) {
 		yield_to_wire(f);
 		sub = asked(f, &id);
 		if (sub)
@@ -722,7 +758,7 @@ int xvlan_tx(struct __sk_buff *skb)
 {
 	__u32 zero = 0, me = 0, id = 0, leg = skb->ifindex;
 	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
-	struct sub *sub = sender(bpf_map_lookup_elem(&by_leg, &leg), &me), *sibling;
+	struct sub *sub = sub_by_leg(leg, &me), *sibling;
 	struct frame f;
 	struct size size;
 	bool unknown;

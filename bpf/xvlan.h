@@ -16,6 +16,9 @@
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
 
+/* A slot that several fall into: the hash map behind it has to be asked. */
+#define SLOT_SHARED 0x80000000
+
 #define IFNAME_LEN 16
 #define REASON_LEN 160
 

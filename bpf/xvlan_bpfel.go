@@ -179,6 +179,8 @@ const (
 	XvlanMapByLeg       = "by_leg"
 	XvlanMapByMac       = "by_mac"
 	XvlanMapLearned     = "learned"
+	XvlanMapLegSlots    = "leg_slots"
+	XvlanMapMacSlots    = "mac_slots"
 	XvlanMapMembers     = "members"
 	XvlanMapMeta        = "meta"
 	XvlanMapStats       = "stats"
@@ -187,6 +189,7 @@ const (
 	XvlanProgXvlanTx    = "xvlan_tx"
 	XvlanProgXvlanXdp   = "xvlan_xdp"
 	XvlanVarEmitVerdict = "emit_verdict"
+	XvlanVarSlotBits    = "slot_bits"
 )
 
 // LoadXvlan returns the embedded CollectionSpec for Xvlan.
@@ -240,15 +243,17 @@ type XvlanProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanMapSpecs struct {
-	ByIp4   *ebpf.MapSpec `ebpf:"by_ip4"`
-	ByIp6   *ebpf.MapSpec `ebpf:"by_ip6"`
-	ByLeg   *ebpf.MapSpec `ebpf:"by_leg"`
-	ByMac   *ebpf.MapSpec `ebpf:"by_mac"`
-	Learned *ebpf.MapSpec `ebpf:"learned"`
-	Members *ebpf.MapSpec `ebpf:"members"`
-	Meta    *ebpf.MapSpec `ebpf:"meta"`
-	Stats   *ebpf.MapSpec `ebpf:"stats"`
-	Subs    *ebpf.MapSpec `ebpf:"subs"`
+	ByIp4    *ebpf.MapSpec `ebpf:"by_ip4"`
+	ByIp6    *ebpf.MapSpec `ebpf:"by_ip6"`
+	ByLeg    *ebpf.MapSpec `ebpf:"by_leg"`
+	ByMac    *ebpf.MapSpec `ebpf:"by_mac"`
+	Learned  *ebpf.MapSpec `ebpf:"learned"`
+	LegSlots *ebpf.MapSpec `ebpf:"leg_slots"`
+	MacSlots *ebpf.MapSpec `ebpf:"mac_slots"`
+	Members  *ebpf.MapSpec `ebpf:"members"`
+	Meta     *ebpf.MapSpec `ebpf:"meta"`
+	Stats    *ebpf.MapSpec `ebpf:"stats"`
+	Subs     *ebpf.MapSpec `ebpf:"subs"`
 }
 
 // XvlanVariableSpecs contains global variables before they are loaded into the kernel.
@@ -256,6 +261,7 @@ type XvlanMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanVariableSpecs struct {
 	EmitVerdict *ebpf.VariableSpec `ebpf:"emit_verdict"`
+	SlotBits    *ebpf.VariableSpec `ebpf:"slot_bits"`
 }
 
 // XvlanObjects contains all objects after they have been loaded into the kernel.
@@ -278,15 +284,17 @@ func (o *XvlanObjects) Close() error {
 //
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanMaps struct {
-	ByIp4   *ebpf.Map `ebpf:"by_ip4"`
-	ByIp6   *ebpf.Map `ebpf:"by_ip6"`
-	ByLeg   *ebpf.Map `ebpf:"by_leg"`
-	ByMac   *ebpf.Map `ebpf:"by_mac"`
-	Learned *ebpf.Map `ebpf:"learned"`
-	Members *ebpf.Map `ebpf:"members"`
-	Meta    *ebpf.Map `ebpf:"meta"`
-	Stats   *ebpf.Map `ebpf:"stats"`
-	Subs    *ebpf.Map `ebpf:"subs"`
+	ByIp4    *ebpf.Map `ebpf:"by_ip4"`
+	ByIp6    *ebpf.Map `ebpf:"by_ip6"`
+	ByLeg    *ebpf.Map `ebpf:"by_leg"`
+	ByMac    *ebpf.Map `ebpf:"by_mac"`
+	Learned  *ebpf.Map `ebpf:"learned"`
+	LegSlots *ebpf.Map `ebpf:"leg_slots"`
+	MacSlots *ebpf.Map `ebpf:"mac_slots"`
+	Members  *ebpf.Map `ebpf:"members"`
+	Meta     *ebpf.Map `ebpf:"meta"`
+	Stats    *ebpf.Map `ebpf:"stats"`
+	Subs     *ebpf.Map `ebpf:"subs"`
 }
 
 func (m *XvlanMaps) Close() error {
@@ -296,6 +304,8 @@ func (m *XvlanMaps) Close() error {
 		m.ByLeg,
 		m.ByMac,
 		m.Learned,
+		m.LegSlots,
+		m.MacSlots,
 		m.Members,
 		m.Meta,
 		m.Stats,
@@ -308,6 +318,7 @@ func (m *XvlanMaps) Close() error {
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanVariables struct {
 	EmitVerdict *ebpf.Variable `ebpf:"emit_verdict"`
+	SlotBits    *ebpf.Variable `ebpf:"slot_bits"`
 }
 
 // XvlanPrograms contains all programs after they have been loaded into the kernel.

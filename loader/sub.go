@@ -172,6 +172,9 @@ func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub) error {
 	if err := p.maps.PutLeg(sub.Leg, maps.Dest{ID: id, Gen: sub.Gen}); err != nil {
 		return err
 	}
+	if err := p.reindex(sub); err != nil {
+		return err
+	}
 	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, pinTX), nil)
 	if err != nil {
 		return fmt.Errorf("open pinned program: %w", err)
@@ -223,10 +226,7 @@ func (p *parent) enterKeys(id maps.ID, sub maps.Sub, spec *LinkSpec) error {
 			return err
 		}
 	}
-	if err := p.maps.SetMember(id, true); err != nil {
-		return err
-	}
-	return p.countIPKeyed()
+	return p.maps.SetMember(id, true)
 }
 
 // remove undoes add from wherever it had come to, in the reverse order, and
@@ -262,7 +262,7 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 	if err := p.maps.PutSub(id, maps.Sub{Gen: sub.Gen}); err != nil {
 		return err
 	}
-	return p.countIPKeyed()
+	return p.reindex(sub)
 }
 
 // removeKeys deletes all that leads to a sub-interface, learned addresses too.
@@ -293,22 +293,23 @@ func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
 	return nil
 }
 
-// countIPKeyed writes how many IP-keyed sub-interfaces there are, those being
-// made among them: with none, the host's own frames are spared the look-up.
-func (p *parent) countIPKeyed() error {
+// reindex brings up to date what is derived from the records when one of them
+// has come or gone: its slots, and how many IP-keyed sub-interfaces there are,
+// those being made among them. With none, the host's own frames are spared the
+// look-up.
+func (p *parent) reindex(sub maps.Sub) error {
 	subs, err := p.maps.Subs()
 	if err != nil {
 		return err
 	}
-	var n uint32
+	if err := p.maps.Reindex(sub, subs); err != nil {
+		return err
+	}
+	p.rec.IPKeyed = 0
 	for _, s := range subs {
 		if s.State != maps.Free && s.Kind == maps.Ipvlan {
-			n++
+			p.rec.IPKeyed++
 		}
 	}
-	if n == p.rec.IPKeyed {
-		return nil
-	}
-	p.rec.IPKeyed = n
 	return p.save()
 }

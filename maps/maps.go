@@ -28,6 +28,8 @@ type Set struct {
 	byIP4   *ebpf.Map
 	byIP6   *ebpf.Map
 	byLeg   *ebpf.Map
+	macSlot *ebpf.Map
+	legSlot *ebpf.Map
 	learned *ebpf.Map
 	stats   *ebpf.Map
 }
@@ -35,15 +37,17 @@ type Set struct {
 // fields ties every map's name, which is also its pin's, to its field.
 func (s *Set) fields() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
-		bpf.XvlanMapMeta:    &s.meta,
-		bpf.XvlanMapSubs:    &s.subs,
-		bpf.XvlanMapMembers: &s.members,
-		bpf.XvlanMapByMac:   &s.byMAC,
-		bpf.XvlanMapByIp4:   &s.byIP4,
-		bpf.XvlanMapByIp6:   &s.byIP6,
-		bpf.XvlanMapByLeg:   &s.byLeg,
-		bpf.XvlanMapLearned: &s.learned,
-		bpf.XvlanMapStats:   &s.stats,
+		bpf.XvlanMapMeta:     &s.meta,
+		bpf.XvlanMapSubs:     &s.subs,
+		bpf.XvlanMapMembers:  &s.members,
+		bpf.XvlanMapByMac:    &s.byMAC,
+		bpf.XvlanMapByIp4:    &s.byIP4,
+		bpf.XvlanMapByIp6:    &s.byIP6,
+		bpf.XvlanMapByLeg:    &s.byLeg,
+		bpf.XvlanMapMacSlots: &s.macSlot,
+		bpf.XvlanMapLegSlots: &s.legSlot,
+		bpf.XvlanMapLearned:  &s.learned,
+		bpf.XvlanMapStats:    &s.stats,
 	}
 }
 
@@ -156,6 +160,41 @@ func (s *Set) Subs() ([]Sub, error) {
 		return nil, fmt.Errorf("read sub-interfaces: %w", err)
 	}
 	return subs, nil
+}
+
+// Reindex makes the slots that a sub-interface's MAC and leg fall into agree
+// with the records, which are given as Subs returns them. It is due before a
+// record becomes able to send or receive, and after it no longer is.
+func (s *Set) Reindex(sub Sub, subs []Sub) error {
+	macs, legs := s.macSlot.MaxEntries(), s.legSlot.MaxEntries()
+	mac, leg := bpf.MACSlot(sub.MAC, macs), bpf.LegSlot(uint32(sub.Leg), legs)
+	var inMAC, inLeg uint32
+	for i, other := range subs {
+		if other.State == Free {
+			continue
+		}
+		if other.Kind == Macvlan && bpf.MACSlot(other.MAC, macs) == mac {
+			inMAC = fall(inMAC, uint32(i))
+		}
+		if other.Leg != 0 && bpf.LegSlot(uint32(other.Leg), legs) == leg {
+			inLeg = fall(inLeg, uint32(i))
+		}
+	}
+	if err := s.macSlot.Put(mac, inMAC); err != nil {
+		return fmt.Errorf("write slot of %s: %w", sub.MAC, err)
+	}
+	if err := s.legSlot.Put(leg, inLeg); err != nil {
+		return fmt.Errorf("write slot of leg %d: %w", sub.Leg, err)
+	}
+	return nil
+}
+
+// fall is a slot after one more has fallen into it.
+func fall(slot, id uint32) uint32 {
+	if slot == 0 {
+		return id
+	}
+	return bpf.SlotShared
 }
 
 // Reset clears what an id's former owner left: counters and learned addresses.
