@@ -360,7 +360,7 @@ func (h *Host) rungOf(l netlink.Link, want Datapath) (Rung, error) {
 		return h.choose(l, want)
 	}
 	if want != Auto && string(want) != now.String() {
-		return Rung{}, fmt.Errorf("datapath %s: %w: %s stands on %s with sub-interfaces on it; detach it first: xvlan parent detach %[3]s",
+		return Rung{}, fmt.Errorf("datapath %s: %w: %s stands on %s; detach it first: xvlan parent detach %[3]s",
 			want, ErrExists, l.Attrs().Name, now)
 	}
 	return *now, nil

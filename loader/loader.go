@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -112,6 +113,8 @@ type AttachSpec struct {
 // minMTU is the least an IPv4 device can have, RFC 791.
 const minMTU = 68
 
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 // check finds what is wrong with a spec by itself and against its parent.
 func (s *LinkSpec) check(parent netlink.Link) error {
 	if err := checkName(s.Name); err != nil {
@@ -129,9 +132,13 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
 		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)
 	}
-	for _, p := range s.Addrs {
-		if a := p.Addr(); !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() {
+	for i, p := range s.Addrs {
+		a := p.Addr()
+		if !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() || a == broadcast {
 			return fmt.Errorf("addr %s: %w: not a unicast address", p, ErrInvalid)
+		}
+		if slices.ContainsFunc(s.Addrs[:i], func(q netip.Prefix) bool { return q.Addr() == a }) {
+			return fmt.Errorf("addr %s: %w: given twice", p, ErrInvalid)
 		}
 	}
 	return nil

@@ -35,6 +35,8 @@ type app struct {
 	details bool
 	stats   bool
 	verbose bool
+
+	started bool // the words were understood, and a command has begun
 }
 
 func main() {
@@ -56,7 +58,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	fmt.Fprintf(stderr, "xvlan: %s\n", oneLine(err))
-	if errors.Is(err, errUsage) {
+	if errors.Is(err, errUsage) || !a.started {
 		return exitUsage
 	}
 	return exitFail
@@ -64,7 +66,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 
 // oneLine folds joined errors, which come a line each.
 func oneLine(err error) string {
-	return strings.TrimSuffix(strings.ReplaceAll(err.Error(), "\n", "; "), ": usage")
+	var parts []string
+	for line := range strings.Lines(err.Error()) {
+		if line = strings.TrimSuffix(strings.TrimSpace(line), ": usage"); line != "" {
+			parts = append(parts, line)
+		}
+	}
+	return strings.Join(parts, "; ")
 }
 
 func (a *app) root() *cobra.Command {
@@ -77,8 +85,9 @@ each sub-interface. It takes the words of ip link:
 
   xvlan link add link eth0 name c1 type macvlan mode bridge
   ip link set c1 netns ns1`,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
+		SilenceUsage:     true,
+		SilenceErrors:    true,
 	}
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return fmt.Errorf("%w; see `%s --help`: %w", err, c.CommandPath(), errUsage)

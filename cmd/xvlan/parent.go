@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xvlan/xvlan/bpf"
 	"github.com/xvlan/xvlan/loader"
 	"github.com/xvlan/xvlan/maps"
 )
@@ -89,7 +90,11 @@ func parseAttach(args []string) (string, loader.AttachSpec, error) {
 				w.fail(usagef("unknown %q: pass or drop", v))
 			}
 		case word == "capacity":
-			spec.Capacity = uint32(w.number(word))
+			n := w.number(word)
+			if n > bpf.MaxCapacity {
+				w.fail(usagef("capacity %d: not in 1..%d", n, bpf.MaxCapacity))
+			}
+			spec.Capacity = uint32(n)
 		case name == "":
 			name = word
 		default:
