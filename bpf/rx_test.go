@@ -47,6 +47,8 @@ func rxByMAC() []frameCase {
 		left("QinQ by the inner tag", tagged(toVLAN, 0x88a8, 20, 0x8100, 10)),
 		left("cut in the tag", tagged(toVLAN, 0x8100, 10)[:17]),
 		left("stranger", fromWire(strangerMAC, macAway)),
+		left("MAC but for its last byte the parent's", set(fromWire(parentMAC, ipAway), 5, 0xab)),
+		left("MAC but for its first byte the parent's", set(fromWire(parentMAC, ipAway), 0, 0x06)),
 		left("IP-keyed by its own MAC", fromWire(macOf(ipAway), ipAway)),
 		left("record pending", fromWire(macOf(pending), pending)),
 		left("record of a later generation", fromWire(macOf(stale), stale)),
