@@ -82,7 +82,16 @@ func openSpace(name string) (*space, error) {
 		s.close()
 		return nil, err
 	}
-	if s.nl, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE); err != nil {
+	if s.own { // needs no privilege to enter
+		s.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+	} else {
+		s.nl, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	}
+	if errors.Is(err, unix.EPERM) {
+		s.close()
+		return nil, fmt.Errorf("enter netns %s: %w: it takes CAP_SYS_ADMIN", name, ErrPrivilege)
+	}
+	if err != nil {
 		s.close()
 		return nil, fmt.Errorf("netns %s: %w: not a network namespace: %w", name, ErrInvalid, err)
 	}

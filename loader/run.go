@@ -73,6 +73,8 @@ func mounted() (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(pinRoot, &st); errors.Is(err, fs.ErrNotExist) {
 		return false, nil
+	} else if errors.Is(err, fs.ErrPermission) {
+		return false, fmt.Errorf("look at %s: %w: run xvlan as root", pinRoot, ErrPrivilege)
 	} else if err != nil {
 		return false, fmt.Errorf("look at %s: %w", pinRoot, err)
 	}
