@@ -172,6 +172,9 @@ func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
 		}
 	}
 	err = h.eachSpace(func(s *space, here int) error {
+		if here < 0 { // a device there on a parent there says -1, too
+			return nil
+		}
 		links, err := s.nl.LinkList()
 		if err != nil {
 			return fmt.Errorf("list devices%s: %w", s.where(), err)
