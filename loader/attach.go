@@ -44,7 +44,7 @@ func (p *parent) close() {
 func (h *Host) open(l netlink.Link) (*parent, error) {
 	dir := h.folder(l.Attrs().Index).path()
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, hidden()
 	} else if err != nil {
 		return nil, fmt.Errorf("find pins of %s: %w", l.Attrs().Name, err)
 	}

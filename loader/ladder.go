@@ -37,17 +37,41 @@ type Rung struct {
 
 // noBPF says why this process cannot use BPF; "" if it can.
 func noBPF() (string, error) {
+	const lacks = "BPF takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, which this process lacks"
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
-	if err == nil {
-		return "", m.Close()
-	}
 	switch {
 	case errors.Is(err, unix.ENOSYS):
 		return "this kernel is built without BPF", nil
 	case errors.Is(err, unix.EPERM):
-		return "BPF takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, which this process lacks", nil
+		return lacks, nil
+	case err != nil:
+		return "", fmt.Errorf("try BPF: %w", err)
 	}
-	return "", fmt.Errorf("try BPF: %w", err)
+	if err := m.Close(); err != nil {
+		return "", fmt.Errorf("try BPF: %w", err)
+	}
+	// A map is not all, and what a program needs is found out from a log only.
+	if ok, err := capable(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_NET_ADMIN); err != nil || !ok {
+		return lacks, err
+	}
+	return "", nil
+}
+
+// capable tells whether this process has all capabilities asked for, or for
+// those that were once part of it CAP_SYS_ADMIN.
+func capable(caps ...uint) (bool, error) {
+	var data [2]unix.CapUserData // 32 capabilities each
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false, fmt.Errorf("read capabilities: %w", err)
+	}
+	has := func(c uint) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
+	for _, c := range caps {
+		if !has(c) && (c == unix.CAP_NET_ADMIN || !has(unix.CAP_SYS_ADMIN)) {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // driver names a device's driver as ethtool does; "" where it has none to say.

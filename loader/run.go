@@ -46,6 +46,9 @@ func parseFolder(name string) (f folder, ok bool) {
 
 // folders lists the parents of all namespaces, complete ones or not.
 func folders() ([]folder, error) {
+	if err := hidden(); err != nil {
+		return nil, err
+	}
 	entries, err := os.ReadDir(pinRoot)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -106,12 +109,8 @@ func ensureFS() error {
 	if ok, err := mounted(); ok || err != nil {
 		return err
 	}
-	if private, err := privateMounts(); err != nil {
+	if err := hidden(); err != nil {
 		return err
-	} else if private {
-		return fmt.Errorf("mount %s: %w: this is a mount namespace of its own, as `ip netns exec` makes; "+
-			"type `xvlan -n NETNS ...` instead, or once, outside: mkdir -p %[1]s && mount -t bpf bpf %[1]s",
-			pinRoot, ErrTransient)
 	}
 	if err := os.MkdirAll(pinRoot, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", pinRoot, err)
@@ -126,21 +125,56 @@ func ensureFS() error {
 	return nil
 }
 
+// hidden refuses to go on where the bpf file system is not to be seen though it
+// may be there: what was pinned would seem not to exist, and what is pinned
+// would not last.
+func hidden() error {
+	if ok, err := mounted(); ok || err != nil {
+		return err
+	}
+	if private, err := privateMounts(); err != nil || !private {
+		return err
+	}
+	return fmt.Errorf("mount %s: %w: this is a mount namespace of its own, as `ip netns exec` makes; "+
+		"type `xvlan -n NETNS ...` instead, or once, outside: mkdir -p %[1]s && mount -t bpf bpf %[1]s",
+		pinRoot, ErrTransient)
+}
+
 // privateMounts tells whether this process sees other mounts than the system's
-// first one: a mount made here would end with the namespace.
+// first process, or the first of its own ancestors that it may look at: a mount
+// made here would end with the namespace.
 func privateMounts() (bool, error) {
 	self, err := os.Readlink("/proc/self/ns/mnt")
 	if err != nil {
 		return false, fmt.Errorf("read mount namespace: %w", err)
 	}
-	first, err := os.Readlink("/proc/1/ns/mnt")
-	if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
-		return false, nil // cannot be told: a container, which is as lasting as it is
+	if first, err := os.Readlink("/proc/1/ns/mnt"); err == nil {
+		return self != first, nil
 	}
+	first := self
+	for pid := os.Getppid(); pid > 1; pid = parentOf(pid) {
+		if mnt, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid)); err == nil {
+			first = mnt
+		}
+	}
+	return self != first, nil // without ancestors this is a container, which is as lasting as it is
+}
+
+// parentOf returns a process's parent, 0 where it cannot be told.
+func parentOf(pid int) int {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false, fmt.Errorf("read mount namespace of process 1: %w", err)
+		return 0
 	}
-	return self != first, nil
+	var (
+		state  string
+		parent int
+	)
+	name := strings.LastIndexByte(string(stat), ')') // may hold anything
+	if _, err := fmt.Sscan(string(stat[name+1:]), &state, &parent); err != nil {
+		return 0
+	}
+	return parent
 }
 
 // lockFile takes the named lock, waiting for it. The file stays: deleting it
