@@ -48,19 +48,27 @@ func (h *Host) open(l netlink.Link) (*parent, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("find pins of %s: %w", l.Attrs().Name, err)
 	}
-	set, err := maps.Open(dir)
-	if errors.Is(err, maps.ErrSchema) {
-		return nil, fmt.Errorf("parent %s: %w; use the xvlan that made them, or remove them: rm -r %s",
-			l.Attrs().Name, err, dir)
-	}
+	set, err := openMaps(dir, l.Attrs().Name)
 	if err != nil {
-		return nil, fmt.Errorf("parent %s: %w", l.Attrs().Name, err)
+		return nil, err
 	}
 	rec, err := set.Parent()
 	if err != nil {
 		return nil, errors.Join(err, set.Close())
 	}
 	return &parent{h: h, link: l, dir: dir, maps: set, rec: rec}, nil
+}
+
+// openMaps opens the maps in a folder; its errors name the parent.
+func openMaps(dir, name string) (*maps.Set, error) {
+	set, err := maps.Open(dir)
+	if errors.Is(err, maps.ErrSchema) {
+		return nil, fmt.Errorf("parent %s: %w; use the xvlan that made them, or remove them: rm -r %s", name, err, dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("parent %s: %w", name, err)
+	}
+	return set, nil
 }
 
 // attach opens a parent, attaching it first if nobody has; made tells which.

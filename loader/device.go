@@ -74,6 +74,9 @@ func openSpace(name string) (*space, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("netns %s: %w; `ip netns` lists the named ones", name, ErrNotFound)
 	}
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("netns %s: %w: %w", name, ErrPrivilege, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open netns %s: %w", name, err)
 	}

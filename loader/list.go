@@ -90,12 +90,12 @@ func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {
 		if f.cookie != h.cookie {
 			continue
 		}
-		set, err := maps.Open(f.path())
+		set, err := openMaps(f.path(), h.nameOf(f.index))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("parent %d: %w", f.index, err)
+			return err
 		}
 		rec, err := set.Parent()
 		if err == nil {
@@ -106,6 +106,15 @@ func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {
 		}
 	}
 	return nil
+}
+
+// nameOf returns what a device is called now, for people.
+func (h *Host) nameOf(index int) string {
+	l, err := h.nl.LinkByIndex(index)
+	if err != nil {
+		return "device " + strconv.Itoa(index)
+	}
+	return l.Attrs().Name
 }
 
 // Links lists the sub-interfaces of all parents of this namespace, by parent
