@@ -52,6 +52,10 @@ func (h *Host) sweep(alive func(index int) error) error {
 	}
 	var errs []error
 	for _, f := range folders {
+		// A lock that is taken for a look would make its owner's sweep skip it.
+		if f.cookie != h.cookie && !dead(f.path()) {
+			continue
+		}
 		unlock, err := flock(f.String(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
