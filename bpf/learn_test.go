@@ -236,6 +236,28 @@ func TestLearnAfterClaim(t *testing.T) {
 	}
 }
 
+// Learned again, an address is among the newest, and is not forgotten for the
+// slot that it had before.
+func TestLearnTwice(t *testing.T) {
+	w := usualWorld(t)
+	for name, of := range map[string]func(uint32) netip.Addr{"IPv4": ip4Of, "IPv6": ip6Of} {
+		t.Run(name, func(t *testing.T) {
+			w.enter(t)
+			w.claim(t, ipHere, of(20))
+			w.run(t, bpf.XvlanProgXvlanRx, 0, announce(routerMAC, of(20)), 0)
+			w.claim(t, ipHere, of(20))
+			held := []netip.Addr{of(20)}
+			for i := range uint32(bpf.LearnSlots - 1) {
+				w.claim(t, ipHere, of(30+i))
+				held = append(held, of(30+i))
+			}
+			wantLearned(t, w, ipHere, held...)
+			w.claim(t, ipHere, of(50))
+			wantLearned(t, w, ipHere, append(held[1:], of(50))...)
+		})
+	}
+}
+
 // Whoever the keys of an address lead to when its record is gone: the newcomer
 // has it, and its frames.
 func TestLearnedIsDelivered(t *testing.T) {

@@ -33,12 +33,21 @@ func TestSlotsAreConfirmed(t *testing.T) {
 		{"an IP-keyed one's own MAC", macOf(ipAway), ipAway, ipAway, false, true},
 		{"pending", macOf(pending), pending, pending, false, true},
 		{"free", macOf(free), free, free, false, false},
+		{"MAC-keyed, pending", macOf(macGiven), macGiven, macGiven, false, true},
+		{"MAC-keyed, free", macOf(macHere), macHere, macHere, false, false},
 		{"beyond the capacity", macOf(macAway), macAway, capacity + 1, false, false},
 		{"nobody", strangerMAC, free, 0, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			w.enter(t)
 			w.point(t, c.dst, w.subs[c.from].Leg, c.says)
+			for id, state := range map[uint32]bpf.XvlanSubState{
+				macGiven: bpf.XvlanSubStateSUB_PENDING, macHere: bpf.XvlanSubStateSUB_FREE,
+			} {
+				sub := w.subs[id]
+				sub.State = state
+				w.put(t, bpf.XvlanMapSubs, id, sub)
+			}
 			frame := udp(c.dst, routerMAC, ip4Of(99), routerIP4, 18)
 			want := hit{0, passed, 1, uint64(len(frame))}
 			if c.rx {

@@ -179,12 +179,22 @@ func txNDOptions() []frameCase {
 		masked("behind others", me, ndMessage(func(m mac) gopacket.Payload {
 			return words(nonce, rawOption(5, 2, zeroMAC), make([]byte, 8), rawOption(2, 1, m))
 		}), sent),
-		masked("the last of eight", me, ndMessage(func(m mac) gopacket.Payload {
-			return words(slices.Repeat(nonce, 7), rawOption(2, 1, m))
+		masked("the last of sixteen", me, ndMessage(func(m mac) gopacket.Payload {
+			return words(slices.Repeat(nonce, 15), rawOption(2, 1, m))
 		}), sent),
-		masked("eight addresses", me, ndMessage(func(m mac) gopacket.Payload {
-			return slices.Repeat(rawOption(2, 1, m), 8)
+		masked("sixteen addresses", me, ndMessage(func(m mac) gopacket.Payload {
+			return slices.Repeat(rawOption(2, 1, m), 16)
 		}), sent),
+		dropped("behind sixteen", me, ndMessage(func(mac) gopacket.Payload {
+			return words(slices.Repeat(nonce, 16), rawOption(2, 1, macOf(me)))
+		})(macOf(me))),
+		masked("padding behind the message", me, func(m mac) []byte {
+			return padded(ndMessage(func(m mac) gopacket.Payload { return rawOption(2, 1, m) })(m), 120)
+		}, sent),
+		masked("an address behind the message", me, func(m mac) []byte {
+			return slices.Concat(ndMessage(func(m mac) gopacket.Payload { return rawOption(2, 1, m) })(m),
+				rawOption(2, 1, macOf(me)))
+		}, sent),
 		masked("address of two units", me, ndMessage(func(mac) gopacket.Payload {
 			return words(rawOption(2, 2, strangerMAC), make([]byte, 8))
 		}), sent),

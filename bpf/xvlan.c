@@ -503,8 +503,9 @@ static __always_inline bool take(void *map, const void *key, const struct sub *s
 }
 
 /* Each learned address takes the ring's next slot and the one found there is
- * forgotten: no sub-interface holds more than LEARN_SLOTS of each family, and
- * one that goes through many addresses takes only from itself. */
+ * forgotten, unless it was learned twice and has a later slot: no sub-interface
+ * holds more than LEARN_SLOTS of each family, and one that goes through many
+ * addresses takes only from itself. */
 static __always_inline void learn4(const struct sub *sub, __u32 id, const void *addr)
 {
 	struct ip4_key key = {.vlan = sub->vlan}, old = key;
@@ -521,8 +522,10 @@ static __always_inline void learn4(const struct sub *sub, __u32 id, const void *
 	slot = __sync_fetch_and_add(&ring->next4, 1) % LEARN_SLOTS;
 	old.addr_be = ring->ip4_be[slot];
 	ring->ip4_be[slot] = key.addr_be;
-	if (old.addr_be != key.addr_be)
-		forget(&by_ip4, &old, id);
+	for (int n = 0; n < LEARN_SLOTS; n++)
+		if (ring->ip4_be[n] == old.addr_be)
+			return;
+	forget(&by_ip4, &old, id);
 }
 
 static __always_inline void learn6(const struct sub *sub, __u32 id, const void *addr)
@@ -542,8 +545,10 @@ static __always_inline void learn6(const struct sub *sub, __u32 id, const void *
 	slot = __sync_fetch_and_add(&ring->next6, 1) % LEARN_SLOTS;
 	__builtin_memcpy(old.addr, ring->ip6[slot], sizeof(old.addr));
 	__builtin_memcpy(ring->ip6[slot], key.addr, sizeof(key.addr));
-	if (__builtin_memcmp(old.addr, key.addr, sizeof(key.addr)))
-		forget(&by_ip6, &old, id);
+	for (int n = 0; n < LEARN_SLOTS; n++)
+		if (!__builtin_memcmp(ring->ip6[n], old.addr, sizeof(old.addr)))
+			return;
+	forget(&by_ip6, &old, id);
 }
 
 /* Somebody else on the wire announces an address that a sub-interface was
@@ -588,16 +593,18 @@ static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u3
 	return !bpf_skb_store_bytes(f->skb, f->l3 + offsetof(struct arp, sha), m->mac, ETH_ALEN, 0);
 }
 
-/* How many options of an ND message are looked through for a MAC. */
-#define ND_OPTIONS 8
+/* How many options of an ND message are looked through for a MAC; a message
+ * with more does not go out, since the next may tell the inner one. */
+#define ND_OPTIONS 16
 
-/* Puts the parent's MAC into the link-layer address options from `off` on. */
-static __always_inline bool nd_options_out(struct frame *f, __u32 off, const struct parent *m)
+/* Puts the parent's MAC into the link-layer address options in [off, end). */
+static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end,
+					   const struct parent *m)
 {
 	__u32 csum = f->l3 + sizeof(struct ipv6hdr) + offsetof(struct nd, csum_be);
 	struct nd_opt old, new;
 
-	for (int n = 0; n < ND_OPTIONS && off + sizeof(old) <= f->skb->len; n++) {
+	for (int n = 0; n < ND_OPTIONS && off + sizeof(old) <= end; n++) {
 		__s64 diff;
 
 		if (bpf_skb_load_bytes(f->skb, off, &old, sizeof(old)) || !old.units)
@@ -614,24 +621,27 @@ static __always_inline bool nd_options_out(struct frame *f, __u32 off, const str
 		}
 		off += old.units * sizeof(old);
 	}
-	return true;
+	return off + sizeof(old) > end;
 }
 
 /* The same as arp_out for ICMPv6; what is no neighbour discovery is as it is. */
 static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32 id,
 				   const struct parent *m)
 {
-	__u32 l4 = f->l3 + sizeof(struct ipv6hdr);
+	__u32 l4 = f->l3 + sizeof(struct ipv6hdr), end;
 	struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip) + 1);
 	__u8 type;
 
 	if (!ip || ip->nexthdr != IPPROTO_ICMPV6)
 		return true;
+	end = l4 + bpf_ntohs(ip->payload_len);
+	if (end > f->skb->len)
+		end = f->skb->len;
 	type = *(__u8 *)(ip + 1);
 	if (type == ND_ROUTER_SOLICIT)
-		return nd_options_out(f, l4 + 8, m);
+		return nd_options_out(f, l4 + 8, end, m);
 	if (type == ND_ROUTER_ADVERT)
-		return nd_options_out(f, l4 + 16, m);
+		return nd_options_out(f, l4 + 16, end, m);
 	if (type != ND_NEIGHBOR_SOLICIT && type != ND_NEIGHBOR_ADVERT)
 		return true;
 	ip = at(f, f->l3, sizeof(*ip) + sizeof(struct nd));
@@ -640,7 +650,7 @@ static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32
 	learn6(sub, id,
 	       type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
 					  : ip->saddr.in6_u.u6_addr8);
-	return nd_options_out(f, l4 + sizeof(struct nd), m);
+	return nd_options_out(f, l4 + sizeof(struct nd), end, m);
 }
 
 /* The wire sees only the parent's MAC of an IP-keyed sub-interface. */
