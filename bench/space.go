@@ -1,0 +1,127 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// A space is a network namespace of the bench's own.
+type space struct {
+	name string
+	ns   netns.NsHandle
+	nl   *netlink.Handle
+}
+
+// onThread runs fn on an OS thread of its own, which ends with it, so that fn
+// may change the thread's namespace and affinity.
+func onThread(fn func() error) error {
+	errc := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
+		errc <- fn()
+	}()
+	return <-errc
+}
+
+func newSpace(name string) (*space, error) {
+	s := &space{name: name}
+	err := onThread(func() (err error) {
+		s.ns, err = netns.NewNamed(name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make network namespace %s: %w", name, err)
+	}
+	if s.nl, err = netlink.NewHandleAt(s.ns); err != nil {
+		return nil, errors.Join(fmt.Errorf("open netlink in %s: %w", name, err), s.close())
+	}
+	// No frames but the bench's: no duplicate address detection, no MLD.
+	for _, key := range []string{"all", "default"} {
+		if err := s.sysctl("net/ipv6/conf/"+key+"/disable_ipv6", "1"); err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+	}
+	return s, nil
+}
+
+func (s *space) close() error {
+	if s.nl != nil {
+		s.nl.Close()
+	}
+	if err := errors.Join(s.ns.Close(), netns.DeleteNamed(s.name)); err != nil {
+		return fmt.Errorf("remove network namespace %s: %w", s.name, err)
+	}
+	return nil
+}
+
+// do runs fn on a thread of its own in the namespace.
+func (s *space) do(fn func() error) error {
+	return onThread(func() error {
+		if err := netns.Set(s.ns); err != nil {
+			return fmt.Errorf("enter network namespace %s: %w", s.name, err)
+		}
+		return fn()
+	})
+}
+
+// sysctl sets a key; one that the kernel has not is left alone.
+func (s *space) sysctl(key, value string) error {
+	return s.do(func() error {
+		err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0o644)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("set sysctl: %w", err)
+		}
+		return nil
+	})
+}
+
+func (s *space) link(dev string) (netlink.Link, error) {
+	l, err := s.nl.LinkByName(dev)
+	if err != nil {
+		return nil, fmt.Errorf("find device %s in %s: %w", dev, s.name, err)
+	}
+	return l, nil
+}
+
+// An offload is the ethtool command that turns it on and off.
+type offload uint32
+
+const (
+	offloadTSO offload = unix.ETHTOOL_STSO
+	offloadGSO offload = unix.ETHTOOL_SGSO
+	offloadGRO offload = unix.ETHTOOL_SGRO
+)
+
+// offload turns an offload of a device on or off.
+func (s *space) offload(dev string, what offload, on bool) error {
+	return s.do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open socket: %w", err)
+		}
+		defer unix.Close(fd)
+		value := struct{ cmd, data uint32 }{cmd: uint32(what)}
+		if on {
+			value.data = 1
+		}
+		ifreq := struct {
+			name [unix.IFNAMSIZ]byte
+			data unsafe.Pointer
+			_    [16]byte // the kernel copies a whole struct ifreq
+		}{data: unsafe.Pointer(&value)}
+		copy(ifreq.name[:unix.IFNAMSIZ-1], dev)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq)))
+		if errno != 0 {
+			return fmt.Errorf("set offload %#x of %s: %w", uint32(what), dev, errno)
+		}
+		return nil
+	})
+}
