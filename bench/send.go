@@ -19,7 +19,7 @@ const (
 // mmsghdr is what sendmmsg(2) takes; x/sys lacks it.
 type mmsghdr struct {
 	hdr unix.Msghdr
-	len uint32
+	_   uint32 // bytes sent, filled in by the kernel
 }
 
 // flood sends datagrams on a connected socket, many a call, so that not system

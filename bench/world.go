@@ -84,15 +84,6 @@ func (w *world) close() error {
 	return errors.Join(errs...)
 }
 
-func (w *world) side(k kind) *side {
-	for _, s := range w.sides {
-		if s.kind == k {
-			return s
-		}
-	}
-	return nil
-}
-
 // box is the namespace of sub-interface i, counted from 1.
 func (s *side) box(i int) *space { return s.boxes[min(i, 2)-1] }
 
