@@ -84,7 +84,7 @@ func (h *Host) attach(l netlink.Link, rung Rung, spec AttachSpec) (p *parent, ma
 	if err := h.teardown(l.Attrs().Index, dir); err != nil {
 		return nil, false, fmt.Errorf("clear what an interrupted attach left: %w", err)
 	}
-	if err := h.removeLegs(l.Attrs().Index); err != nil {
+	if err := errors.Join(h.removeLegs(l.Attrs().Index), h.removePending(l.Attrs().Index)); err != nil {
 		return nil, false, err
 	}
 	if p, err = h.build(l, dir, rung, spec); err != nil {
@@ -303,6 +303,9 @@ func (h *Host) Detach(name string) error {
 	defer unlock()
 	p, err := h.open(l)
 	if err != nil {
+		return err
+	}
+	if err := h.removePending(l.Attrs().Index); err != nil {
 		return err
 	}
 	kernel, err := h.kernelLinks(l.Attrs().Index)

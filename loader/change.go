@@ -73,7 +73,7 @@ func (h *Host) Move(sel Selector, netns string) error {
 				return err
 			}
 			defer from.close()
-			return from.move(k.link, to)
+			return h.move(k.link, from, to)
 		},
 		func(p *parent, l Link, sub maps.Sub) error {
 			from, err := openSpace(l.Netns)
@@ -90,7 +90,7 @@ func (h *Host) Move(sel Selector, netns string) error {
 			if err := p.maps.PutSub(l.ID, sub); err != nil {
 				return err
 			}
-			if err := from.move(dev, to); err != nil {
+			if err := h.move(dev, from, to); err != nil {
 				return err
 			}
 			if to.own {
@@ -101,14 +101,14 @@ func (h *Host) Move(sel Selector, netns string) error {
 		})
 }
 
-func (s *space) move(l netlink.Link, to *space) error {
-	if same, err := sameFile(s.file, to.file.Name()); err != nil || same {
+func (h *Host) move(l netlink.Link, from, to *space) error {
+	if same, err := sameFile(from.file, to.file.Name()); err != nil || same {
 		return err
 	}
-	if err := to.free(l.Attrs().Name); err != nil {
+	if err := h.free(to, l.Attrs().Name); err != nil {
 		return err
 	}
-	if err := s.nl.LinkSetNsFd(l, int(to.file.Fd())); err != nil {
+	if err := from.nl.LinkSetNsFd(l, int(to.file.Fd())); err != nil {
 		return fmt.Errorf("move %s to netns %s: %w", l.Attrs().Name, to.name, err)
 	}
 	return nil

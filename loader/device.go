@@ -125,6 +125,18 @@ func (s *space) free(name string) error {
 	return fmt.Errorf("look for %s: %w", name, err)
 }
 
+// free is space's after what an interrupted command has left there is gone.
+func (h *Host) free(s *space, name string) error {
+	err := s.free(name)
+	if !errors.Is(err, ErrExists) {
+		return err
+	}
+	if swept := h.Sweep(); swept != nil {
+		return errors.Join(err, swept)
+	}
+	return s.free(name)
+}
+
 func (s *space) where() string {
 	if s.name == "" {
 		return ""

@@ -12,10 +12,13 @@ import (
 	"github.com/xvlan/xvlan/maps"
 )
 
-// kernelAlias begins the alias of the devices of the kernel rung, which has no
-// maps to know them by; the reason for the rung follows. The alias goes with
-// the device through namespaces.
-const kernelAlias = "xvlan kernel: "
+// The alias of a device of the kernel rung, which has no maps to know it by. It
+// goes with the device through namespaces. Behind kernelAlias stands the reason
+// for the rung; pendingAlias marks a device that is not complete.
+const (
+	kernelAlias  = "xvlan kernel: "
+	pendingAlias = "xvlan pending"
+)
 
 // kernelLink is a sub-interface on the kernel rung.
 type kernelLink struct {
@@ -27,10 +30,11 @@ type kernelLink struct {
 func (k kernelLink) reason() string { return strings.TrimPrefix(k.link.Attrs().Alias, kernelAlias) }
 
 // addKernel makes a device of the kernel's own driver. It gets a name of ours
-// first and the alias, and moves to its own name and namespace in one step, so
-// that what an interrupted command leaves can be told from others' devices.
+// first, then the alias, and moves to its own name and namespace in one step,
+// so that what an interrupted command leaves can be told from others' devices.
+// That the alias ceases to say PENDING completes it.
 func (h *Host) addKernel(parent netlink.Link, rung Rung, in *space, spec *LinkSpec) (err error) {
-	if err := h.removeHalfKernel(parent.Attrs().Index); err != nil {
+	if err := h.removePending(parent.Attrs().Index); err != nil {
 		return err
 	}
 	if err := h.checkKernel(parent, spec); err != nil {
@@ -41,22 +45,39 @@ func (h *Host) addKernel(parent netlink.Link, rung Rung, in *space, spec *LinkSp
 	if err := h.nl.LinkAdd(l); err != nil {
 		return h.explainKernel(err, parent, spec)
 	}
+	undo := func() error { return h.delDevice(temp) }
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, h.delDevice(temp), in.del(spec.Name))
+			err = errors.Join(err, undo())
 		}
 	}()
 	made, err := h.nl.LinkByName(temp)
 	if err != nil {
 		return fmt.Errorf("find %s: %w", temp, err)
 	}
-	if err := h.nl.LinkSetAlias(made, kernelAlias+rung.Reason); err != nil {
+	if err := h.nl.LinkSetAlias(made, pendingAlias); err != nil {
 		return fmt.Errorf("mark %s: %w", spec.Name, err)
 	}
 	if err := moveAs(made.Attrs().Index, in, spec.Name); err != nil {
 		return err
 	}
-	return in.configure(spec)
+	undo = func() error { return in.del(spec.Name) }
+	if err := in.configure(spec); err != nil {
+		return err
+	}
+	return in.mark(spec.Name, kernelAlias+rung.Reason)
+}
+
+// mark gives a device its alias.
+func (s *space) mark(name, alias string) error {
+	l, err := s.nl.LinkByName(name)
+	if err == nil {
+		err = s.nl.LinkSetAlias(l, alias)
+	}
+	if err != nil {
+		return fmt.Errorf("mark %s%s: %w", name, s.where(), err)
+	}
+	return nil
 }
 
 func newKernelLink(index int, spec *LinkSpec) netlink.Link {
@@ -131,10 +152,10 @@ func moveAs(index int, in *space, name string) error {
 	return nil
 }
 
-// del deletes a device of ours by name, if it is there.
+// del deletes a device by name, if it is one that is being made.
 func (s *space) del(name string) error {
 	l, err := s.nl.LinkByName(name)
-	if err != nil || !isKernelLink(l) {
+	if err != nil || !isKernelLink(l, pendingAlias) {
 		return nil //nolint:nilerr // not there, or not ours
 	}
 	if err := s.nl.LinkDel(l); err != nil {
@@ -143,17 +164,56 @@ func (s *space) del(name string) error {
 	return nil
 }
 
-// removeHalfKernel removes a device that was not given its name yet.
-func (h *Host) removeHalfKernel(index int) error {
-	l, err := h.nl.LinkByName(legName(index, 0))
-	if err != nil {
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil
-		}
-		return fmt.Errorf("look for unfinished device: %w", err)
+// removePending removes the devices on a parent whose making was interrupted.
+// The caller holds the lock.
+func (h *Host) removePending(index int) error {
+	if err := h.delDevice(legName(index, 0)); err != nil { // without its own name yet
+		return err
 	}
-	if err := h.nl.LinkDel(l); err != nil {
-		return fmt.Errorf("delete unfinished device: %w", err)
+	pending, err := h.findKernel(index, pendingAlias)
+	if err != nil {
+		return err
+	}
+	for _, k := range pending {
+		if err := h.delKernel(k); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sweepKernel is removePending for all parents that nobody is working on.
+func (h *Host) sweepKernel() error {
+	pending, err := h.findKernel(0, pendingAlias)
+	if err != nil {
+		return err
+	}
+	links, err := h.nl.LinkList()
+	if err != nil {
+		return fmt.Errorf("list devices: %w", err)
+	}
+	parents := map[int]bool{}
+	for _, k := range pending {
+		parents[k.link.Attrs().ParentIndex] = true
+	}
+	for _, l := range links {
+		if index, id, ok := parseLeg(l.Attrs().Name); ok && id == 0 && l.Type() != "veth" {
+			parents[index] = true
+		}
+	}
+	for index := range parents {
+		unlock, err := flock(h.folder(index).String(), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		err = h.removePending(index)
+		unlock()
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -161,13 +221,18 @@ func (h *Host) removeHalfKernel(index int) error {
 // kernelLinks finds a parent's sub-interfaces on the kernel rung, in its own
 // namespace and in the named ones; index 0 stands for every parent.
 func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
+	return h.findKernel(index, kernelAlias)
+}
+
+// findKernel is kernelLinks for the devices whose alias begins with this one.
+func (h *Host) findKernel(index int, alias string) ([]kernelLink, error) {
 	own, err := h.nl.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
 	var all []kernelLink
 	for _, l := range own {
-		if isKernelLink(l) && l.Attrs().NetNsID < 0 && (index == 0 || l.Attrs().ParentIndex == index) {
+		if isKernelLink(l, alias) && l.Attrs().NetNsID < 0 && (index == 0 || l.Attrs().ParentIndex == index) {
 			all = append(all, kernelLink{link: l})
 		}
 	}
@@ -180,7 +245,7 @@ func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
 			return fmt.Errorf("list devices%s: %w", s.where(), err)
 		}
 		for _, l := range links {
-			if isKernelLink(l) && l.Attrs().NetNsID == here && (index == 0 || l.Attrs().ParentIndex == index) {
+			if isKernelLink(l, alias) && l.Attrs().NetNsID == here && (index == 0 || l.Attrs().ParentIndex == index) {
 				all = append(all, kernelLink{link: l, space: s.name})
 			}
 		}
@@ -189,8 +254,8 @@ func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
 	return all, err
 }
 
-func isKernelLink(l netlink.Link) bool {
-	return (l.Type() == "macvlan" || l.Type() == "ipvlan") && strings.HasPrefix(l.Attrs().Alias, kernelAlias)
+func isKernelLink(l netlink.Link, alias string) bool {
+	return (l.Type() == "macvlan" || l.Type() == "ipvlan") && strings.HasPrefix(l.Attrs().Alias, alias)
 }
 
 // delKernel deletes a sub-interface of the kernel rung.

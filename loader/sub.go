@@ -26,7 +26,7 @@ func (h *Host) Add(spec LinkSpec) error {
 		return err
 	}
 	defer in.close()
-	if err := in.free(spec.Name); err != nil {
+	if err := h.free(in, spec.Name); err != nil {
 		return err
 	}
 	l, unlock, err := h.lockParent(spec.Parent)

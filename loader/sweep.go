@@ -19,6 +19,10 @@ import (
 // left on all parents of the namespace, and what is left of namespaces that
 // are gone. A parent that another command is working on is left to it.
 func (h *Host) Sweep() error {
+	return errors.Join(h.sweepParents(), h.sweepKernel())
+}
+
+func (h *Host) sweepParents() error {
 	return h.sweep(func(index int) error {
 		l, err := h.nl.LinkByIndex(index)
 		if err != nil {
@@ -36,7 +40,7 @@ func (h *Host) Sweep() error {
 	})
 }
 
-// sweepDead is Sweep for the parents that are no more: what every command owes
+// sweepDead is sweepParents for those that are no more: what every command owes
 // those that it does not act on.
 func (h *Host) sweepDead() error { return h.sweep(func(int) error { return nil }) }
 
