@@ -101,6 +101,8 @@ func rxAsked() []frameCase {
 		flooded("NS for a learned address", ask6(taught)),
 		flooded("NS for a reserved address", ask6(reserved)),
 		flooded("NS, record of a later generation", ask6(stale)),
+		flooded("NS behind another header", set(given6, 20, 17)),
+		flooded("NS in another EtherType", set(given6, 12, 0x88, 0xb5)),
 		flooded("NS cut", given6[:77]),
 		flooded("NS, type alone", given6[:55]),
 		flooded("NS, IPv6 header alone", given6[:54]),
@@ -126,6 +128,7 @@ func rxClaims() []frameCase {
 		flooded("advertisement in a VLAN", tagged(advertise(routerMAC, ip6Of(taught)), 0x8100, 10)),
 		flooded("solicitation from a learned address", solicit(routerMAC, ip6Of(taught), ip6Of(99))),
 		flooded("ARP, wrong lengths", set(whoHas(routerMAC, ip4Of(taught), ip4Of(taught)), 18, 8)),
+		flooded("advertisement behind another header", set(advertise(routerMAC, ip6Of(taught)), 20, 17)),
 		flooded("reserved address", whoHas(routerMAC, ip4Of(reserved), ip4Of(reserved))),
 	}
 }
