@@ -113,6 +113,18 @@ func sameFile(f *os.File, path string) (bool, error) {
 	return os.SameFile(a, b), nil
 }
 
+// whole makes a dump until no change has come in between: the kernel says so
+// when what it has listed may be inconsistent.
+func whole[T any](dump func() ([]T, error)) ([]T, error) {
+	const tries = 100
+	for range tries - 1 {
+		if all, err := dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
+	return dump()
+}
+
 // free tells by ErrExists that a name is taken in the namespace.
 func (s *space) free(name string) error {
 	_, err := s.nl.LinkByName(name)
@@ -236,7 +248,7 @@ func (h *Host) delDevice(name string) error {
 // removeLegs deletes host legs that no record knows: of a parent whose maps
 // were lost with /run.
 func (h *Host) removeLegs(index int) error {
-	links, err := h.nl.LinkList()
+	links, err := whole(h.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}

@@ -115,7 +115,7 @@ func (h *Host) hasClsact(index int) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("find device %d: %w", index, err)
 	}
-	qdiscs, err := h.nl.QdiscList(l)
+	qdiscs, err := whole(func() ([]netlink.Qdisc, error) { return h.nl.QdiscList(l) })
 	if err != nil {
 		return false, fmt.Errorf("list qdiscs of %s: %w", l.Attrs().Name, err)
 	}
@@ -136,7 +136,7 @@ func (h *Host) detachClsact(l netlink.Link, added bool) error {
 	}
 	var others bool
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		filters, err := h.nl.FilterList(l, parent)
+		filters, err := whole(func() ([]netlink.Filter, error) { return h.nl.FilterList(l, parent) })
 		if err != nil {
 			return fmt.Errorf("list filters of %s: %w", l.Attrs().Name, err)
 		}

@@ -188,7 +188,7 @@ func (h *Host) sweepKernel() error {
 	if err != nil {
 		return err
 	}
-	links, err := h.nl.LinkList()
+	links, err := whole(h.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
@@ -226,7 +226,7 @@ func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
 
 // findKernel is kernelLinks for the devices whose alias begins with this one.
 func (h *Host) findKernel(index int, alias string) ([]kernelLink, error) {
-	own, err := h.nl.LinkList()
+	own, err := whole(h.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
@@ -240,7 +240,7 @@ func (h *Host) findKernel(index int, alias string) ([]kernelLink, error) {
 		if here < 0 { // a device there on a parent there says -1, too
 			return nil
 		}
-		links, err := s.nl.LinkList()
+		links, err := whole(s.nl.LinkList)
 		if err != nil {
 			return fmt.Errorf("list devices%s: %w", s.where(), err)
 		}

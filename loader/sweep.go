@@ -221,7 +221,7 @@ func (p *parent) reserve() error {
 // link-local ones count on the parent alone.
 func (p *parent) hostAddrs() (map[netip.Addr]bool, error) {
 	all := map[netip.Addr]bool{}
-	addrs, err := p.h.nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return p.h.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -243,7 +243,7 @@ func (p *parent) hostAddrs() (map[netip.Addr]bool, error) {
 			all[ip] = true
 		}
 	}
-	routes, err := p.h.nl.RouteList(p.link, netlink.FAMILY_ALL)
+	routes, err := whole(func() ([]netlink.Route, error) { return p.h.nl.RouteList(p.link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes of %s: %w", p.rec.Name, err)
 	}
