@@ -103,6 +103,15 @@ func (n *Netns) doRemove() error {
 	return errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path))
 }
 
+// Remove takes the namespace away before the test ends, with the devices in it
+// that have no other to go back to. The kernel does so in its own time.
+func (n *Netns) Remove(tb testing.TB) {
+	tb.Helper()
+	if err := n.remove(); err != nil {
+		tb.Fatalf("remove network namespace %s: %v", n.name, err)
+	}
+}
+
 // Name returns the name that `ip netns exec` takes.
 func (n *Netns) Name() string { return n.name }
 

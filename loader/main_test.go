@@ -101,8 +101,8 @@ func onRungs(t *testing.T, rungs []rungCase, test func(t *testing.T, r rungCase)
 	t.Helper()
 	for _, r := range rungs {
 		t.Run(strings.ReplaceAll(r.name, " ", "-"), func(t *testing.T) {
-			if r.datapath != Kernel && !r.legacyTC {
-				lab.NeedKernel(t, 6, 6, "tcx")
+			if r.datapath != Kernel && !r.legacyTC && !hasTCX(t) {
+				t.Skip("tcx needs Linux 6.6")
 			}
 			if r.datapath == Kernel && !lab.HasKind(t, r.kinds[0].String()) {
 				t.Skipf("the kernel has no %s", r.kinds[0])
@@ -110,6 +110,16 @@ func onRungs(t *testing.T, rungs []rungCase, test func(t *testing.T, r rungCase)
 			test(t, r)
 		})
 	}
+}
+
+// hasTCX tells whether the kernel should have tcx.
+func hasTCX(t testing.TB) bool {
+	t.Helper()
+	major, minor, err := lab.KernelVersion()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return major > 6 || major == 6 && minor >= 6
 }
 
 // An end is a place that sends and receives: the host, the wire or a
@@ -196,6 +206,7 @@ func newSite(t *testing.T, r rungCase, opt siteOption) *site {
 		if !opt.noIPv6 {
 			e.ns.Addr(t, e.dev, e.ip6.String())
 		}
+		e.settle(t)
 	}
 	s.h = openHost(t, s.host.ns, r)
 	return s
@@ -255,6 +266,16 @@ func wipe(t *testing.T, h *Host) {
 // all is every end, the host and the wire first.
 func (s *site) all() []*end { return append([]*end{s.host, s.wire}, s.subs...) }
 
+// sub is the sub-interface of that name.
+func (s *site) sub(t testing.TB, name string) *end {
+	t.Helper()
+	i := slices.IndexFunc(s.subs, func(e *end) bool { return e.name == name })
+	if i < 0 {
+		t.Fatalf("no sub-interface %s on %s", name, s.name)
+	}
+	return s.subs[i]
+}
+
 // try acts on the Host from inside its namespace.
 func (s *site) try(t testing.TB, fn func(h *Host) error) (err error) {
 	t.Helper()
@@ -307,6 +328,7 @@ func (s *site) addAtOnce(t testing.TB, e *end, addrs ...netip.Prefix) {
 	spec := s.spec(e)
 	spec.Netns, spec.Up, spec.Addrs = e.ns.Name(), true, addrs
 	s.do(t, func(h *Host) error { return h.Add(spec) })
+	s.settle(t, e)
 }
 
 // addByHand makes a sub-interface in the parent's namespace and does the rest
@@ -320,6 +342,7 @@ func (s *site) addByHand(t testing.TB, e *end, addrs ...netip.Prefix) {
 		e.ns.Run(t, "ip", "addr", "add", a.String(), "dev", e.dev)
 	}
 	e.ns.Run(t, "ip", "link", "set", e.dev, "up")
+	s.settle(t, e)
 }
 
 // populate makes all sub-interfaces, of each kind one by hand, so that its
@@ -333,9 +356,6 @@ func (s *site) populate(t testing.TB) {
 			s.addAtOnce(t, e, e.ip4, e.ip6)
 		}
 	}
-	for _, e := range s.subs {
-		s.settle(t, e)
-	}
 }
 
 // settle waits until a new sub-interface has its addresses to itself and its
@@ -343,10 +363,7 @@ func (s *site) populate(t testing.TB) {
 // only when the kernel's link watch comes round to it.
 func (s *site) settle(t testing.TB, e *end) {
 	t.Helper()
-	lab.Eventually(t, e.name+" has finished duplicate address detection", func() bool {
-		addrs, err := e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_V6)
-		return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
-	})
+	e.settle(t)
 	leg := s.link(t, e).Leg
 	if leg == "" {
 		return
@@ -356,9 +373,35 @@ func (s *site) settle(t testing.TB, e *end) {
 	})
 }
 
+// settle waits until duplicate address detection is through, which takes a
+// moment even where it is off.
+func (e *end) settle(t testing.TB) {
+	t.Helper()
+	lab.Eventually(t, e.name+" has its IPv6 addresses", func() bool {
+		addrs, err := e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_V6)
+		return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
+	})
+}
+
 func (s *site) del(t testing.TB, e *end) {
 	t.Helper()
 	s.do(t, func(h *Host) error { return h.Del(Selector{Name: e.dev, Netns: e.ns.Name()}) })
+}
+
+// legs are the names of the host legs in the host's namespace.
+func (s *site) legs(t testing.TB) []string {
+	t.Helper()
+	links, err := s.host.ns.Handle().LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, l := range links {
+		if _, _, ok := parseLeg(l.Attrs().Name); ok {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names
 }
 
 // checkGone finds what is left of xvlan in the host's namespace.
@@ -371,13 +414,7 @@ func (s *site) checkGone(t testing.TB) {
 	if len(left) > 0 {
 		t.Errorf("pins left: %v", left)
 	}
-	links, err := s.host.ns.Handle().LinkList()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		if _, _, ok := parseLeg(l.Attrs().Name); ok {
-			t.Errorf("host leg %s left", l.Attrs().Name)
-		}
+	if legs := s.legs(t); len(legs) > 0 {
+		t.Errorf("host legs left: %v", legs)
 	}
 }

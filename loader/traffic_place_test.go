@@ -20,6 +20,7 @@ func TestAtOnce(t *testing.T) {
 				spec.MTU, spec.MAC = 0, nil
 			}
 			s.do(t, func(h *Host) error { return h.Add(spec) })
+			s.settle(t, e)
 			dev := e.ns.Link(t, e.dev).Attrs()
 			if spec.MAC != nil && dev.HardwareAddr.String() != spec.MAC.String() {
 				t.Errorf("%s has MAC %s, want %s", e.name, dev.HardwareAddr, spec.MAC)
