@@ -42,6 +42,10 @@ func MACSlot(mac net.HardwareAddr, slots uint32) uint32 {
 // LegSlot is the slot an ifindex falls into, of a table with this many slots.
 func LegSlot(index, slots uint32) uint32 { return index & (slots - 1) }
 
+// sourcesPerSub is how many source MACs there is room for, for each
+// sub-interface on the average.
+const sourcesPerSub = 16
+
 // ErrCapacity is returned for a number of sub-interfaces that no maps can be
 // made for.
 var ErrCapacity = errors.New("capacity out of range")
@@ -74,6 +78,7 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 		XvlanMapMembers:  capacity/64 + 1,
 		XvlanMapMacSlots: 1 << slots,
 		XvlanMapLegSlots: 1 << slots,
+		XvlanMapBySrc:    sourcesPerSub * capacity,
 		XvlanMapByMac:    capacity,
 		XvlanMapByLeg:    capacity,
 		XvlanMapByIp4:    addrs,

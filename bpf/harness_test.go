@@ -107,14 +107,14 @@ func (w *world) add(tb testing.TB, id uint32, sub bpf.XvlanSub) {
 func macvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
 	return bpf.XvlanSub{
 		State: bpf.XvlanSubStateSUB_ACTIVE, Place: place,
-		Kind: bpf.XvlanSubKindKIND_MACVLAN, Mode: bpf.XvlanSubModeMODE_BRIDGE,
+		Kind: bpf.XvlanSubKindKIND_MACVLAN, Mode: bpf.XvlanSubModeMODE_BRIDGE, Class: bpf.XvlanSubClassCLASS_BRIDGE,
 	}
 }
 
 func ipvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
 	return bpf.XvlanSub{
 		State: bpf.XvlanSubStateSUB_ACTIVE, Place: place,
-		Kind: bpf.XvlanSubKindKIND_IPVLAN, Mode: bpf.XvlanSubModeMODE_L2,
+		Kind: bpf.XvlanSubKindKIND_IPVLAN, Mode: bpf.XvlanSubModeMODE_L2, Class: bpf.XvlanSubClassCLASS_BRIDGE,
 	}
 }
 

@@ -51,6 +51,15 @@ struct {
 	__type(value, struct dest);
 } by_ip6 SEC(".maps");
 
+/* Which senders' frames a sub-interface in source mode gets. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct src_key);
+	__type(value, __u32);
+} by_src SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);

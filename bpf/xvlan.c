@@ -222,29 +222,36 @@ static __always_inline bool is_arp_ip4(const struct arp *arp)
 	       arp->hlen == ETH_ALEN && arp->plen == 4;
 }
 
-/* Whom a frame for the parent's MAC is for, by destination or ARP target. */
-static __always_inline struct sub *sub_by_ip(struct frame *f, __u32 *id)
-{
-	struct dest *d = NULL;
-	struct sub *sub;
+enum end { DESTINATION, SENDER };
 
+/* The entry of the address at one end of a frame, by IP or by what ARP says. */
+static __always_inline struct dest *dest_by_ip(struct frame *f, enum end end)
+{
 	if (f->proto_be == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
 
-		if (ip)
-			d = dest_by_ip4(f->vlan, &ip->daddr);
-	} else if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
+		return ip ? dest_by_ip4(f->vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
+	}
+	if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
 
-		if (ip)
-			d = dest_by_ip6(f->vlan, &ip->daddr);
-	} else if (f->proto_be == bpf_htons(ETH_P_ARP)) {
+		return ip ? dest_by_ip6(f->vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
+	}
+	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct arp *arp = at(f, f->l3, sizeof(*arp));
 
 		if (arp && is_arp_ip4(arp))
-			d = dest_by_ip4(f->vlan, arp->tpa);
+			return dest_by_ip4(f->vlan, end == SENDER ? arp->spa : arp->tpa);
 	}
-	sub = owner(d, id);
+	return NULL;
+}
+
+/* The IP-keyed sub-interface that an entry leads to, where the MAC is the
+ * parent's and so tells nothing. */
+static __always_inline struct sub *ip_keyed(const struct dest *d, __u32 *id)
+{
+	struct sub *sub = owner(d, id);
+
 	return sub && sub->kind == KIND_IPVLAN ? sub : NULL;
 }
 
@@ -260,10 +267,23 @@ static __always_inline struct sub *lookup(struct frame *f, const struct parent *
 	if (!eth)
 		return NULL;
 	if (mac_eq(eth->h_dest, m->mac))
-		return m->ip_keyed ? sub_by_ip(f, id) : NULL;
+		return m->ip_keyed ? ip_keyed(dest_by_ip(f, DESTINATION), id) : NULL;
 	sub = sub_by_mac(f->vlan, eth->h_dest, id);
 	*unknown = !sub;
 	return sub;
+}
+
+/* The sub-interface that sent what comes in by the parent: a switch has
+ * returned it, or somebody uses its address. NULL for all others. */
+static __always_inline struct sub *returned(struct frame *f, const struct parent *m, __u32 *id)
+{
+	struct ethhdr *eth = at(f, 0, sizeof(*eth));
+
+	if (!eth)
+		return NULL;
+	if (mac_eq(eth->h_source, m->mac))
+		return m->ip_keyed ? ip_keyed(dest_by_ip(f, SENDER), id) : NULL;
+	return sub_by_mac(f->vlan, eth->h_source, id);
 }
 
 /* The head of an ND message that directly follows the IPv6 header, or NULL. */
@@ -434,39 +454,81 @@ static __always_inline int deliver_group(const struct sub *sub, __u32 id, struct
 struct flood {
 	struct __sk_buff *skb;
 	struct size size;
-	__u32 except;
+	__u64 left;	/* bits of the members' word in hand */
+	__u32 first;	/* id of that word's lowest bit */
+	__u32 except;	/* the sender's id, 0 for the wire */
+	__u32 classes;	/* of enum sub_class: who gets a copy */
+	__u8 sender[6]; /* MAC, for CLASS_SOURCE */
+	bool nodst;	/* out: one got it that leaves nothing for others */
 };
+
+/* Whether a sub-interface in source mode has the sender on its list. */
+static __always_inline bool listed(__u32 id, const __u8 *mac)
+{
+	struct src_key key = {.id = id};
+
+	__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	return bpf_map_lookup_elem(&by_src, &key);
+}
+
+static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
+{
+	struct sub *sub;
+	__u32 id;
+
+	if (!f->left)
+		return 1;
+	id = f->first + __builtin_ctzll(f->left);
+	f->left &= f->left - 1;
+	sub = bpf_map_lookup_elem(&subs, &id);
+	if (!sub || sub->state != SUB_ACTIVE || id == f->except || !(sub->class & f->classes))
+		return 0;
+	if (sub->class == CLASS_SOURCE) {
+		if (!listed(id, f->sender))
+			return 0;
+		if (sub->flags & SUB_NODST)
+			f->nodst = true;
+	}
+	count(id, bpf_clone_redirect(f->skb, sub->leg, 0) ? VERDICT_DROP_FANOUT : VERDICT_RX,
+	      f->size);
+	return 0;
+}
 
 static long flood_word(__u32 word, struct flood *f)
 {
 	__u64 *bits = bpf_map_lookup_elem(&members, &word);
-	__u64 left;
 
 	if (!bits)
 		return 1;
-	left = *bits;
-	for (int n = 0; n < 64 && left; n++) {
-		__u32 id = word * 64 + __builtin_ctzll(left);
-		struct sub *sub = bpf_map_lookup_elem(&subs, &id);
-
-		left &= left - 1;
-		if (!sub || sub->state != SUB_ACTIVE || id == f->except)
-			continue;
-		if (bpf_clone_redirect(f->skb, sub->leg, 0))
-			count(id, VERDICT_DROP_FANOUT, f->size);
-		else
-			count(id, VERDICT_RX, f->size);
-	}
+	f->left = *bits;
+	f->first = word * 64;
+	bpf_loop(64, flood_one, f, 0);
 	return 0;
 }
 
-/* A copy to every sub-interface but one; the frame itself stays. */
-static __always_inline void flood(struct __sk_buff *skb, const struct parent *m, __u32 except,
-				  struct size size)
+/* Sends a copy to every sub-interface of some classes but one; the frame itself
+ * stays. For CLASS_SOURCE, non-zero says that one wants nobody else to have it.
+ * A global function, which the verifier looks at once. */
+__noinline int flood(struct __sk_buff *skb, __u32 classes, __u32 except, __u64 packets, __u64 bytes)
 {
-	struct flood f = {.skb = skb, .size = size, .except = except};
+	struct flood f = {
+	    .skb = skb, .size = {packets, bytes}, .except = except, .classes = classes};
+	__u32 zero = 0;
+	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
 
+	if (!m || bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
+		return 0;
 	bpf_loop(m->capacity / 64 + 1, flood_word, &f, 0);
+	return f.nodst;
+}
+
+/* The same for a frame that is looked at further. */
+static __always_inline bool copy_to(struct frame *f, __u32 classes, __u32 except, struct size size)
+{
+	bool nodst = flood(f->skb, classes, except, size.packets, size.bytes);
+
+	reload(f);
+	return nodst;
 }
 
 /* ---- police: what a sub-interface may send and say of itself ---- */
@@ -692,7 +754,7 @@ int xvlan_xdp(struct xdp_md *ctx)
 	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
 	struct ethhdr *eth;
 
-	if (!m || !(m->policy & POLICY_UNKNOWN_DROP) || !parse(&f))
+	if (!m || !(m->policy & POLICY_UNKNOWN_DROP) || m->passthru || m->sources || !parse(&f))
 		return XDP_PASS;
 	eth = at(&f, 0, sizeof(*eth));
 	if (!eth || is_group(&f) || mac_eq(eth->h_dest, m->mac))
@@ -704,24 +766,66 @@ int xvlan_xdp(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
-/* Broadcast and multicast from the wire: to all, and the host keeps its own.
- * What was sent here and came back (a hairpin port) had its copies made on
- * the way out. */
-static __always_inline int rx_group(struct frame *f, const struct parent *m, struct size size)
+#define CLASS_MEMBERS (CLASS_BRIDGE | CLASS_VEPA | CLASS_PRIVATE)
+
+/* Whether a frame with the parent's MAC for its source is the host's own: its
+ * addresses are reserved. What is neither its nor a known sub-interface's comes
+ * from an IP-keyed one whose address has not been learned. */
+static __always_inline bool from_host(struct frame *f, const struct parent *m)
+{
+	struct dest *d;
+
+	if (!m->ip_keyed)
+		return true;
+	d = dest_by_ip(f, SENDER);
+	return d && d->flags & DEST_RESERVED;
+}
+
+/* Which classes get a group-addressed frame from the wire. Of what was sent
+ * here and has come back, from a hairpin port, siblings that meet directly have
+ * had their copies on the way out. */
+static __always_inline __u32 receivers(struct frame *f, const struct parent *m,
+				       const struct sub *from)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
-	struct sub *sub;
-	__u32 id = 0;
 
-	if (eth && !mac_eq(eth->h_source, m->mac) && !sub_by_mac(f->vlan, eth->h_source, &id)) {
+	if (from)
+		return from->class == CLASS_VEPA ? CLASS_VEPA | CLASS_BRIDGE : CLASS_VEPA;
+	if (eth && mac_eq(eth->h_source, m->mac) && !from_host(f, m))
+		return CLASS_VEPA;
+	return CLASS_MEMBERS;
+}
+
+/* Broadcast and multicast from the wire: to all, and the host keeps its own. A
+ * private sender's own frame that comes back is for nobody else. */
+static __always_inline int rx_group(struct frame *f, const struct parent *m, struct size size)
+{
+	__u32 from_id = 0, id = 0, classes;
+	struct sub *from = returned(f, m, &from_id), *sub;
+
+	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)))
+		return deliver_group(from, from_id, size);
+	classes = receivers(f, m, from);
+	if (classes == CLASS_MEMBERS)
 		yield_to_wire(f);
-		sub = asked(f, &id);
-		if (sub)
-			return deliver_group(sub, id, size);
-		flood(f->skb, m, 0, size);
-	}
+	sub = asked(f, &id);
+	if (sub && sub->class & classes && id != from_id)
+		return deliver_group(sub, id, size);
+	copy_to(f, classes, from ? from_id : 0, size);
 	count(0, VERDICT_PASS, size);
 	return TC_ACT_UNSPEC;
+}
+
+/* What the modes say of unicast for a sub-interface that is neither bridge nor
+ * vepa: a private one gets nothing from a sibling, as ip-link(8) promises (the
+ * kernel's driver lets such unicast through), one in source mode nothing by
+ * its own address. */
+static __always_inline bool accepts(struct frame *f, const struct parent *m, const struct sub *sub,
+				    __u32 me)
+{
+	__u32 id = 0;
+
+	return sub->class == CLASS_PRIVATE && (!returned(f, m, &id) || id == me);
 }
 
 SEC("tc")
@@ -737,9 +841,21 @@ int xvlan_rx(struct __sk_buff *skb)
 	if (!m || !parse_skb(skb, &f))
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
+	/* Before anything else is looked up, as the kernel's driver has it. */
+	if (m->sources && copy_to(&f, CLASS_SOURCE, 0, size))
+		return TC_ACT_SHOT;
 	if (is_group(&f))
 		return rx_group(&f, m, size);
 	sub = lookup(&f, m, &id, &unknown);
+	if (sub && !(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) && !accepts(&f, m, sub, id)) {
+		if (sub->class == CLASS_PRIVATE)
+			return drop(id, VERDICT_DROP_RETURNED, size);
+		sub = NULL;
+	}
+	if (!sub && m->passthru) {
+		id = m->passthru;
+		sub = bpf_map_lookup_elem(&subs, &id);
+	}
 	if (sub)
 		return deliver(skb, sub, id, size);
 	if (unknown && m->policy & POLICY_UNKNOWN_DROP)
@@ -748,30 +864,56 @@ int xvlan_rx(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-/* Broadcast and multicast from a sub-interface: to its siblings and the wire. */
-static __always_inline int tx_group(struct frame *f, const struct parent *m, __u32 me,
-				    struct size size)
+/* Broadcast and multicast from a sub-interface: to those siblings that it
+ * meets directly, and the wire. */
+static __always_inline int tx_group(struct frame *f, const struct parent *m, const struct sub *from,
+				    __u32 me, struct size size)
 {
 	struct sub *sub;
 	__u32 id = 0;
 
 	count(me, VERDICT_TX, size);
-	sub = asked(f, &id);
-	if (sub && id != me)
-		return deliver_group(sub, id, size);
-	flood(f->skb, m, me, size);
+	if (from->class == CLASS_BRIDGE) {
+		sub = asked(f, &id);
+		if (sub && id != me && sub->class == CLASS_BRIDGE)
+			return deliver_group(sub, id, size);
+		copy_to(f, CLASS_BRIDGE, me, size);
+	}
+	return bpf_redirect(m->ifindex, 0);
+}
+
+/* Unicast from a sub-interface. Between private IP-keyed siblings, which have
+ * one MAC on the wire, it goes nowhere, as with the kernel's driver: a switch
+ * could only return it. */
+static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
+				      const struct sub *from, __u32 me, struct size size)
+{
+	struct sub *to;
+	__u32 id = 0;
+	bool unknown;
+
+	to = lookup(f, m, &id, &unknown);
+	if (to && id != me) {
+		if (from->class & to->class & CLASS_BRIDGE) {
+			count(me, VERDICT_TX, size);
+			return deliver(f->skb, to, id, size);
+		}
+		if (from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
+		    to->kind == KIND_IPVLAN)
+			return drop(me, VERDICT_DROP_MODE, size);
+	}
+	count(me, VERDICT_TX, size);
 	return bpf_redirect(m->ifindex, 0);
 }
 
 SEC("tc")
 int xvlan_tx(struct __sk_buff *skb)
 {
-	__u32 zero = 0, me = 0, id = 0, leg = skb->ifindex;
+	__u32 zero = 0, me = 0, leg = skb->ifindex;
 	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
-	struct sub *sub = sub_by_leg(leg, &me), *sibling;
+	struct sub *sub = sub_by_leg(leg, &me);
 	struct frame f;
 	struct size size;
-	bool unknown;
 
 	if (!m || !parse_skb(skb, &f))
 		return TC_ACT_SHOT;
@@ -785,10 +927,6 @@ int xvlan_tx(struct __sk_buff *skb)
 	if (sub->place == PLACE_LOCAL || is_group(&f))
 		see_place(skb, sub);
 	if (is_group(&f))
-		return tx_group(&f, m, me, size);
-	count(me, VERDICT_TX, size);
-	sibling = lookup(&f, m, &id, &unknown);
-	if (sibling && id != me)
-		return deliver(skb, sibling, id, size);
-	return bpf_redirect(m->ifindex, 0);
+		return tx_group(&f, m, sub, me, size);
+	return tx_unicast(&f, m, sub, me, size);
 }

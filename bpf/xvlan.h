@@ -36,6 +36,8 @@ enum verdict {
 	VERDICT_DROP_FANOUT,	/* sub-interface: its copy of a group-addressed frame was refused */
 	VERDICT_DROP_MALFORMED, /* sub-interface sent headers that cannot be followed */
 	VERDICT_DROP_MTU,	/* sub-interface sent more than the parent's MTU */
+	VERDICT_DROP_RETURNED,	/* sub-interface is private, a sibling's frame came back to it */
+	VERDICT_DROP_MODE,	/* sub-interface: between siblings whose modes keep them apart */
 	VERDICT_DROP_INACTIVE,	/* parent: sent by a leg that has no sub-interface any more */
 	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
 	VERDICT_MAX,
@@ -52,9 +54,23 @@ enum sub_kind {
 	KIND_IPVLAN = 2,  /* reached by destination IP behind the parent's MAC */
 };
 
+/* As the kernel drivers name them. */
 enum sub_mode {
 	MODE_BRIDGE = 1, /* macvlan */
 	MODE_L2 = 2,	 /* ipvlan */
+	MODE_PRIVATE = 3,
+	MODE_VEPA = 4,
+	MODE_PASSTHRU = 5,
+	MODE_SOURCE = 6,
+};
+
+/* What mode and flags come down to for who meets whom. A set of classes is a
+ * mask. */
+enum sub_class {
+	CLASS_BRIDGE = 1,  /* its siblings of this class directly, the rest by the wire */
+	CLASS_VEPA = 2,	   /* everybody by the wire, siblings if the switch returns frames */
+	CLASS_PRIVATE = 4, /* the wire, but no sibling, even if the switch returns frames */
+	CLASS_SOURCE = 8,  /* sends to the wire, gets what its list of source MACs sends */
 };
 
 enum sub_place {
@@ -64,6 +80,8 @@ enum sub_place {
 
 enum sub_flag {
 	SUB_UC_FILTER = 1, /* this sub-interface's MAC was added to the parent's unicast filter */
+	SUB_NODST = 2,	   /* source mode: what the list matches is looked up no further */
+	SUB_PROMISC = 4,   /* passthru: the parent was made promiscuous */
 };
 
 enum dest_flag {
@@ -106,6 +124,12 @@ struct ip6_key {
 	__u16 pad;
 };
 
+struct src_key {
+	__u32 id; /* of the sub-interface in source mode */
+	__u8 mac[6];
+	__u16 pad;
+};
+
 /* Who a MAC, an address or a leg belongs to. The generation must be that of
  * subs[id], else the entry is a former owner's and counts as absent. */
 struct dest {
@@ -122,10 +146,12 @@ struct sub {
 	enum sub_place place; /* the only field the programs write */
 	enum sub_kind kind;
 	enum sub_mode mode;
+	enum sub_class class;
 	enum sub_flag flags;
 	__u8 mac[6]; /* of the inner leg */
 	__u16 vlan;
 	__u8 name[IFNAME_LEN]; /* the inner leg's name when it was made */
+	__u32 pad[2];	       /* to a cache line */
 };
 
 /* The parent: one entry, read by every program. */
@@ -135,6 +161,8 @@ struct parent {
 	__u32 ifindex;
 	__u32 mtu; /* the parent's, without the Ethernet header */
 	enum policy policy;
+	__u32 passthru;	  /* id of the sub-interface that gets all unicast, 0 for none */
+	__u32 sources;	  /* number of sub-interfaces in source mode */
 	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
 	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */
 	enum found found; /* what detach must put back */

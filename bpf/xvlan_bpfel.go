@@ -68,6 +68,8 @@ type XvlanParent struct {
 	Ifindex  uint32
 	Mtu      uint32
 	Policy   XvlanPolicy
+	Passthru uint32
+	Sources  uint32
 	IpKeyed  uint32
 	LastId   uint32
 	Found    XvlanFound
@@ -101,6 +103,13 @@ const (
 	XvlanRungRUNG_XDP    XvlanRung = 2
 )
 
+type XvlanSrcKey struct {
+	_   structs.HostLayout
+	Id  uint32
+	Mac [6]uint8
+	Pad uint16
+}
+
 type XvlanSub struct {
 	_     structs.HostLayout
 	State XvlanSubState
@@ -109,16 +118,29 @@ type XvlanSub struct {
 	Place XvlanSubPlace
 	Kind  XvlanSubKind
 	Mode  XvlanSubMode
+	Class XvlanSubClass
 	Flags XvlanSubFlag
 	Mac   [6]uint8
 	Vlan  uint16
 	Name  [16]uint8
+	Pad   [2]uint32
 }
+
+type XvlanSubClass uint32
+
+const (
+	XvlanSubClassCLASS_BRIDGE  XvlanSubClass = 1
+	XvlanSubClassCLASS_VEPA    XvlanSubClass = 2
+	XvlanSubClassCLASS_PRIVATE XvlanSubClass = 4
+	XvlanSubClassCLASS_SOURCE  XvlanSubClass = 8
+)
 
 type XvlanSubFlag uint32
 
 const (
 	XvlanSubFlagSUB_UC_FILTER XvlanSubFlag = 1
+	XvlanSubFlagSUB_NODST     XvlanSubFlag = 2
+	XvlanSubFlagSUB_PROMISC   XvlanSubFlag = 4
 )
 
 type XvlanSubKind uint32
@@ -131,8 +153,12 @@ const (
 type XvlanSubMode uint32
 
 const (
-	XvlanSubModeMODE_BRIDGE XvlanSubMode = 1
-	XvlanSubModeMODE_L2     XvlanSubMode = 2
+	XvlanSubModeMODE_BRIDGE   XvlanSubMode = 1
+	XvlanSubModeMODE_L2       XvlanSubMode = 2
+	XvlanSubModeMODE_PRIVATE  XvlanSubMode = 3
+	XvlanSubModeMODE_VEPA     XvlanSubMode = 4
+	XvlanSubModeMODE_PASSTHRU XvlanSubMode = 5
+	XvlanSubModeMODE_SOURCE   XvlanSubMode = 6
 )
 
 type XvlanSubPlace uint32
@@ -152,7 +178,7 @@ const (
 
 type XvlanSubStats struct {
 	_       structs.HostLayout
-	Verdict [9]XvlanCounter
+	Verdict [11]XvlanCounter
 }
 
 type XvlanVerdict uint32
@@ -165,9 +191,11 @@ const (
 	XvlanVerdictVERDICT_DROP_FANOUT    XvlanVerdict = 4
 	XvlanVerdictVERDICT_DROP_MALFORMED XvlanVerdict = 5
 	XvlanVerdictVERDICT_DROP_MTU       XvlanVerdict = 6
-	XvlanVerdictVERDICT_DROP_INACTIVE  XvlanVerdict = 7
-	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 8
-	XvlanVerdictVERDICT_MAX            XvlanVerdict = 9
+	XvlanVerdictVERDICT_DROP_RETURNED  XvlanVerdict = 7
+	XvlanVerdictVERDICT_DROP_MODE      XvlanVerdict = 8
+	XvlanVerdictVERDICT_DROP_INACTIVE  XvlanVerdict = 9
+	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 10
+	XvlanVerdictVERDICT_MAX            XvlanVerdict = 11
 )
 
 // Names of all BPF objects in the ELF.
@@ -178,6 +206,7 @@ const (
 	XvlanMapByIp6       = "by_ip6"
 	XvlanMapByLeg       = "by_leg"
 	XvlanMapByMac       = "by_mac"
+	XvlanMapBySrc       = "by_src"
 	XvlanMapLearned     = "learned"
 	XvlanMapLegSlots    = "leg_slots"
 	XvlanMapMacSlots    = "mac_slots"
@@ -247,6 +276,7 @@ type XvlanMapSpecs struct {
 	ByIp6    *ebpf.MapSpec `ebpf:"by_ip6"`
 	ByLeg    *ebpf.MapSpec `ebpf:"by_leg"`
 	ByMac    *ebpf.MapSpec `ebpf:"by_mac"`
+	BySrc    *ebpf.MapSpec `ebpf:"by_src"`
 	Learned  *ebpf.MapSpec `ebpf:"learned"`
 	LegSlots *ebpf.MapSpec `ebpf:"leg_slots"`
 	MacSlots *ebpf.MapSpec `ebpf:"mac_slots"`
@@ -288,6 +318,7 @@ type XvlanMaps struct {
 	ByIp6    *ebpf.Map `ebpf:"by_ip6"`
 	ByLeg    *ebpf.Map `ebpf:"by_leg"`
 	ByMac    *ebpf.Map `ebpf:"by_mac"`
+	BySrc    *ebpf.Map `ebpf:"by_src"`
 	Learned  *ebpf.Map `ebpf:"learned"`
 	LegSlots *ebpf.Map `ebpf:"leg_slots"`
 	MacSlots *ebpf.Map `ebpf:"mac_slots"`
@@ -303,6 +334,7 @@ func (m *XvlanMaps) Close() error {
 		m.ByIp6,
 		m.ByLeg,
 		m.ByMac,
+		m.BySrc,
 		m.Learned,
 		m.LegSlots,
 		m.MacSlots,

@@ -58,6 +58,9 @@ func (h *Host) addKernel(parent netlink.Link, rung Rung, in *space, spec *LinkSp
 	if err := h.nl.LinkSetAlias(made, pendingAlias); err != nil {
 		return fmt.Errorf("mark %s: %w", spec.Name, err)
 	}
+	if err := h.setFlags(made, spec); err != nil {
+		return err
+	}
 	if err := moveAs(made.Attrs().Index, in, spec.Name); err != nil {
 		return err
 	}
@@ -87,10 +90,60 @@ func newKernelLink(index int, spec *LinkSpec) netlink.Link {
 	attrs.HardwareAddr = spec.MAC
 	attrs.MTU = spec.MTU
 	if spec.Kind == maps.Macvlan {
-		return &netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}
+		return &netlink.Macvlan{LinkAttrs: attrs, Mode: kernelModes[spec.Mode]}
 	}
 	attrs.MTU = 0 // the driver sets the parent's, and takes no other
-	return &netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2, Flag: netlink.IPVLAN_FLAG_BRIDGE}
+	return &netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2, Flag: kernelFlags[spec.class()]}
+}
+
+var kernelModes = map[maps.Mode]netlink.MacvlanMode{
+	maps.Private:  netlink.MACVLAN_MODE_PRIVATE,
+	maps.VEPA:     netlink.MACVLAN_MODE_VEPA,
+	maps.Bridge:   netlink.MACVLAN_MODE_BRIDGE,
+	maps.Passthru: netlink.MACVLAN_MODE_PASSTHRU,
+	maps.Source:   netlink.MACVLAN_MODE_SOURCE,
+}
+
+var kernelFlags = map[maps.Class]netlink.IPVlanFlag{
+	maps.ClassBridge:  netlink.IPVLAN_FLAG_BRIDGE,
+	maps.ClassPrivate: netlink.IPVLAN_FLAG_PRIVATE,
+	maps.ClassVEPA:    netlink.IPVLAN_FLAG_VEPA,
+}
+
+// The macvlan flags of linux/if_link.h, which the netlink library lacks.
+const (
+	macvlanNoPromisc = 1
+	macvlanNoDst     = 2
+)
+
+// setFlags sets a new macvlan's flags and sources.
+func (h *Host) setFlags(l netlink.Link, spec *LinkSpec) error {
+	var flags uint16
+	if spec.NoPromisc {
+		flags |= macvlanNoPromisc
+	}
+	if spec.Source.NoDst {
+		flags |= macvlanNoDst
+	}
+	if flags != 0 {
+		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+		msg.Index = int32(l.Attrs().Index)
+		req.AddData(msg)
+		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("macvlan"))
+		info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flags))
+		req.AddData(info)
+		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+			return fmt.Errorf("set macvlan flags: %w", err)
+		}
+	}
+	for _, mac := range spec.Source.MACs {
+		if err := h.nl.MacvlanMACAddrAdd(l, mac); err != nil {
+			return fmt.Errorf("macaddr %s: %w", mac, err)
+		}
+	}
+	return nil
 }
 
 // checkKernel refuses what the kernel's drivers cannot do.
@@ -123,6 +176,8 @@ func (h *Host) explainKernel(err error, parent netlink.Link, spec *LinkSpec) err
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("type %s: %w: this kernel is built without %[1]s, and the kernel rung needs it", spec.Kind, ErrUnsupported)
+	case errors.Is(err, unix.EINVAL) && spec.Mode == maps.Passthru:
+		return fmt.Errorf("mode passthru: %w: it leaves nothing for siblings, and %s has some", ErrBusy, name)
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("parent %s: %w: another driver (bridge, bond, macvlan, ipvlan) receives on it", name, ErrBusy)
 	case errors.Is(err, unix.EADDRINUSE):

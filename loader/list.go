@@ -31,6 +31,9 @@ type Link struct {
 	WireMAC   net.HardwareAddr // what the wire sees
 	Kind      maps.Kind
 	Mode      maps.Mode
+	Class     maps.Class // an ipvlan's flag
+	NoDst     bool
+	Sources   []net.HardwareAddr // of a macvlan in source mode
 	Rung      Rung
 	ID        maps.ID // 0 on the kernel rung
 	Leg       string  // host leg, "" on the kernel rung
@@ -157,6 +160,10 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]
 	if err != nil {
 		return nil, err
 	}
+	sources, err := set.Sources()
+	if err != nil {
+		return nil, err
+	}
 	byID := map[maps.ID][]LinkAddr{}
 	for _, a := range addrs {
 		if a.Origin != maps.Reserved && subs[a.ID].Gen == a.Gen {
@@ -170,7 +177,7 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]
 			continue
 		}
 		l := Link{
-			Parent: rec.Name, Kind: s.Kind, Mode: s.Mode, Rung: Rung{rec.Rung, rec.Reason},
+			Parent: rec.Name, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
 			ID: id, Leg: legName(rec.Index, id), Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen,
 		}
 		if s.Kind == maps.Ipvlan {
@@ -255,9 +262,23 @@ func (h *Host) fromKernel(k kernelLink) (Link, error) {
 	}
 	l.Parent = parent.Attrs().Name
 	fill(&l, k.link)
-	l.Kind, l.Mode = maps.Macvlan, maps.Bridge
-	if k.link.Type() == "ipvlan" {
+	l.Kind = maps.Macvlan
+	switch dev := k.link.(type) {
+	case *netlink.Macvlan:
+		l.Sources = dev.MACAddrs
+		for mode, kernel := range kernelModes {
+			if kernel == dev.Mode {
+				l.Mode = mode
+			}
+		}
+		l.Class = classOf(l.Mode, 0)
+	case *netlink.IPVlan:
 		l.Kind, l.Mode = maps.Ipvlan, maps.L2
+		for class, flag := range kernelFlags {
+			if flag == dev.Flag {
+				l.Class = class
+			}
+		}
 	}
 	if s := a.Statistics; s != nil {
 		l.Stats[maps.RX] = maps.Counter{Packets: s.RxPackets, Bytes: s.RxBytes}

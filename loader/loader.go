@@ -90,16 +90,45 @@ const (
 
 // LinkSpec describes a sub-interface to be made.
 type LinkSpec struct {
-	Parent   string
-	Name     string
-	Kind     maps.Kind
-	Mode     maps.Mode
-	MAC      net.HardwareAddr // nil: a random one
-	Addrs    []netip.Prefix   // set on the device and given to it in the maps
-	MTU      int              // 0: the parent's
-	Netns    string           // "", a name under /run/netns, a path, or a process ID
-	Up       bool
-	Datapath Datapath
+	Parent    string
+	Name      string
+	Kind      maps.Kind
+	Mode      maps.Mode
+	Flag      maps.Class       // of an ipvlan: ClassBridge (also 0), ClassPrivate or ClassVEPA
+	Source    SourceSpec       // of a macvlan in source mode
+	NoPromisc bool             // of a macvlan in passthru mode: leave the parent's promiscuity alone
+	MAC       net.HardwareAddr // nil: a random one
+	Addrs     []netip.Prefix   // set on the device and given to it in the maps
+	MTU       int              // 0: the parent's
+	Netns     string           // "", a name under /run/netns, a path, or a process ID
+	Up        bool
+	Datapath  Datapath
+}
+
+// SourceSpec is what a macvlan in source mode is given.
+type SourceSpec struct {
+	MACs  []net.HardwareAddr // whose frames it gets
+	NoDst bool               // and nobody else does
+}
+
+// class is what mode and flag come down to.
+func (s *LinkSpec) class() maps.Class { return classOf(s.Mode, s.Flag) }
+
+func classOf(mode maps.Mode, flag maps.Class) maps.Class {
+	switch mode {
+	case maps.Bridge:
+		return maps.ClassBridge
+	case maps.VEPA:
+		return maps.ClassVEPA
+	case maps.Private, maps.Passthru:
+		return maps.ClassPrivate
+	case maps.Source:
+		return maps.ClassSource
+	}
+	if flag == 0 {
+		return maps.ClassBridge
+	}
+	return flag
 }
 
 // AttachSpec describes how a parent is to be attached.
@@ -127,6 +156,14 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 		}
 		if s.MAC.String() == attrs.HardwareAddr.String() {
 			return fmt.Errorf("address %s: %w: it is the parent's; leave it out for a random one", s.MAC, ErrExists)
+		}
+	}
+	if s.MAC != nil && s.Mode == maps.Passthru {
+		return fmt.Errorf("address %s: %w: a passthru sub-interface has its parent's; leave it out", s.MAC, ErrUnsupported)
+	}
+	for _, mac := range s.Source.MACs {
+		if err := checkMAC(mac); err != nil {
+			return fmt.Errorf("macaddr: %w", err)
 		}
 	}
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {

@@ -64,17 +64,21 @@ func (h *Host) Add(spec LinkSpec) error {
 // killed, remove undoes. A pending sub-interface may send, so that duplicate
 // address detection, which starts when it is set up, does not pass unheard.
 func (p *parent) add(in *space, spec *LinkSpec) (err error) {
-	if spec.MAC == nil {
-		spec.MAC = randomMAC()
-	}
 	if err := p.unique(spec); err != nil {
 		return err
+	}
+	switch {
+	case spec.Mode == maps.Passthru:
+		spec.MAC = p.rec.MAC
+	case spec.MAC == nil:
+		spec.MAC = randomMAC()
 	}
 	id, sub, err := p.takeID()
 	if err != nil {
 		return err
 	}
-	sub.Kind, sub.Mode, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.MAC, spec.Name
+	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
+	sub.NoDst = spec.Source.NoDst
 	if !in.own {
 		sub.Place = maps.Away
 	}
@@ -93,10 +97,8 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	if err := p.hookLeg(id, leg, sub); err != nil {
 		return err
 	}
-	if spec.Kind == maps.Macvlan && filters(p.link) {
-		if sub, err = p.openFilter(id, sub); err != nil {
-			return err
-		}
+	if sub, err = p.openParent(id, sub, !spec.NoPromisc); err != nil {
+		return err
 	}
 	if err := p.enterKeys(id, sub, spec); err != nil {
 		return err
@@ -109,13 +111,31 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	return p.maps.PutSub(id, active)
 }
 
-// unique refuses MACs and addresses that a sibling, the host or a gateway has.
+// unique refuses what a sibling, the host or a gateway has: MACs, addresses,
+// or, if it is passthru, the parent.
 func (p *parent) unique(spec *LinkSpec) error {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	for _, s := range subs {
+		if s.State != maps.Free && (s.Mode == maps.Passthru || spec.Mode == maps.Passthru) {
+			return fmt.Errorf("mode passthru: %w: it leaves nothing for siblings, and %s has %s (mode %s) on it",
+				ErrBusy, p.rec.Name, s.Name, s.Mode)
+		}
+	}
+	if spec.MAC == nil {
+		return p.uniqueAddrs(spec)
+	}
 	if _, taken, err := p.maps.MAC(0, spec.MAC); err != nil {
 		return err
 	} else if taken {
 		return fmt.Errorf("address %s: %w: a sibling on %s has it; leave it out for a random one", spec.MAC, ErrExists, p.rec.Name)
 	}
+	return p.uniqueAddrs(spec)
+}
+
+func (p *parent) uniqueAddrs(spec *LinkSpec) error {
 	for _, a := range spec.Addrs {
 		d, taken, err := p.maps.Addr(0, a.Addr())
 		if err != nil {
@@ -193,6 +213,43 @@ func (p *parent) legPin(id maps.ID) string {
 	return filepath.Join(p.dir, fmt.Sprintf("%s%d", pinLeg, id))
 }
 
+// openParent makes the parent receive what is for the sub-interface.
+func (p *parent) openParent(id maps.ID, sub maps.Sub, promisc bool) (maps.Sub, error) {
+	if sub.Keyed() && filters(p.link) {
+		return p.openFilter(id, sub)
+	}
+	if sub.Mode != maps.Passthru || !promisc || p.link.Attrs().RawFlags&unix.IFF_PROMISC != 0 {
+		return sub, nil
+	}
+	sub.Promisc = true
+	if err := p.maps.PutSub(id, sub); err != nil {
+		return sub, err
+	}
+	if err := p.h.nl.SetPromiscOn(p.link); err != nil {
+		return sub, fmt.Errorf("make %s promiscuous: %w", p.rec.Name, err)
+	}
+	return sub, nil
+}
+
+// closeParent undoes openParent.
+func (p *parent) closeParent(sub maps.Sub) error {
+	if p.link == nil {
+		return nil
+	}
+	if sub.UCFilter {
+		err := p.uc(sub.MAC, false)
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove %s from the unicast filter of %s: %w", sub.MAC, p.rec.Name, err)
+		}
+	}
+	if sub.Promisc {
+		if err := p.h.nl.SetPromiscOff(p.link); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("end promiscuity of %s: %w", p.rec.Name, err)
+		}
+	}
+	return nil
+}
+
 // openFilter lets the sub-interface's MAC in, and notes it before, unless
 // somebody else has done so already: then it stays theirs.
 func (p *parent) openFilter(id maps.ID, sub maps.Sub) (maps.Sub, error) {
@@ -221,7 +278,12 @@ func (p *parent) enterKeys(id maps.ID, sub maps.Sub, spec *LinkSpec) error {
 			return err
 		}
 	}
-	if sub.Kind == maps.Macvlan {
+	for _, mac := range spec.Source.MACs {
+		if err := p.maps.PutSource(id, mac); err != nil {
+			return err
+		}
+	}
+	if sub.Keyed() {
 		if err := p.maps.PutMAC(0, sub.MAC, d); err != nil {
 			return err
 		}
@@ -242,11 +304,8 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 	if err := p.removeKeys(id, sub); err != nil {
 		return err
 	}
-	if sub.UCFilter && p.link != nil {
-		err := p.uc(sub.MAC, false)
-		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("remove %s from the unicast filter of %s: %w", sub.MAC, p.rec.Name, err)
-		}
+	if err := p.closeParent(sub); err != nil {
+		return err
 	}
 	if err := p.h.delDevice(legName(p.rec.Index, id)); err != nil {
 		return err
@@ -267,7 +326,7 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 
 // removeKeys deletes all that leads to a sub-interface, learned addresses too.
 func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
-	if sub.Kind == maps.Macvlan {
+	if sub.Keyed() {
 		d, ok, err := p.maps.MAC(0, sub.MAC)
 		if err != nil {
 			return err
@@ -276,6 +335,11 @@ func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
 			if err := p.maps.DeleteMAC(0, sub.MAC); err != nil {
 				return err
 			}
+		}
+	}
+	if sub.Mode == maps.Source {
+		if err := p.flushSources(id); err != nil {
+			return err
 		}
 	}
 	addrs, err := p.maps.Addrs()
@@ -294,9 +358,8 @@ func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
 }
 
 // reindex brings up to date what is derived from the records when one of them
-// has come or gone: its slots, and how many IP-keyed sub-interfaces there are,
-// those being made among them. With none, the host's own frames are spared the
-// look-up.
+// has come or gone: its slots, and of which sorts there are any, those being
+// made among them. Of what there is none, frames are spared the look-up.
 func (p *parent) reindex(sub maps.Sub) error {
 	subs, err := p.maps.Subs()
 	if err != nil {
@@ -305,10 +368,16 @@ func (p *parent) reindex(sub maps.Sub) error {
 	if err := p.maps.Reindex(sub, subs); err != nil {
 		return err
 	}
-	p.rec.IPKeyed = 0
-	for _, s := range subs {
-		if s.State != maps.Free && s.Kind == maps.Ipvlan {
+	p.rec.IPKeyed, p.rec.Sources, p.rec.Passthru = 0, 0, 0
+	for i, s := range subs {
+		switch {
+		case s.State == maps.Free:
+		case s.Kind == maps.Ipvlan:
 			p.rec.IPKeyed++
+		case s.Mode == maps.Source:
+			p.rec.Sources++
+		case s.Mode == maps.Passthru:
+			p.rec.Passthru = maps.ID(i)
 		}
 	}
 	return p.save()

@@ -4,12 +4,14 @@
 package maps
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 
@@ -28,6 +30,7 @@ type Set struct {
 	byIP4   *ebpf.Map
 	byIP6   *ebpf.Map
 	byLeg   *ebpf.Map
+	bySrc   *ebpf.Map
 	macSlot *ebpf.Map
 	legSlot *ebpf.Map
 	learned *ebpf.Map
@@ -44,6 +47,7 @@ func (s *Set) fields() map[string]**ebpf.Map {
 		bpf.XvlanMapByIp4:    &s.byIP4,
 		bpf.XvlanMapByIp6:    &s.byIP6,
 		bpf.XvlanMapByLeg:    &s.byLeg,
+		bpf.XvlanMapBySrc:    &s.bySrc,
 		bpf.XvlanMapMacSlots: &s.macSlot,
 		bpf.XvlanMapLegSlots: &s.legSlot,
 		bpf.XvlanMapLearned:  &s.learned,
@@ -173,7 +177,7 @@ func (s *Set) Reindex(sub Sub, subs []Sub) error {
 		if other.State == Free {
 			continue
 		}
-		if other.Kind == Macvlan && bpf.MACSlot(other.MAC, macs) == mac {
+		if other.Keyed() && bpf.MACSlot(other.MAC, macs) == mac {
 			inMAC = fall(inMAC, uint32(i))
 		}
 		if other.Leg != 0 && bpf.LegSlot(uint32(other.Leg), legs) == leg {
@@ -273,6 +277,34 @@ func (s *Set) PutLeg(index int, d Dest) error {
 
 // DeleteLeg removes a host leg.
 func (s *Set) DeleteLeg(index int) error { return del(s.byLeg, uint32(index), index) }
+
+// PutSource puts a MAC on the list of a sub-interface in source mode.
+func (s *Set) PutSource(id ID, mac net.HardwareAddr) error {
+	if err := s.bySrc.Put(&bpf.XvlanSrcKey{Id: uint32(id), Mac: [6]byte(mac)}, uint32(0)); err != nil {
+		return fmt.Errorf("enter source %s: %w", mac, err)
+	}
+	return nil
+}
+
+// DeleteSource takes a MAC off the list.
+func (s *Set) DeleteSource(id ID, mac net.HardwareAddr) error {
+	return del(s.bySrc, &bpf.XvlanSrcKey{Id: uint32(id), Mac: [6]byte(mac)}, mac)
+}
+
+// Sources returns the lists of all sub-interfaces in source mode.
+func (s *Set) Sources() (map[ID][]net.HardwareAddr, error) {
+	lists := map[ID][]net.HardwareAddr{}
+	err := walk(s.bySrc, func(k bpf.XvlanSrcKey, _ uint32) {
+		lists[ID(k.Id)] = append(lists[ID(k.Id)], bytes.Clone(k.Mac[:]))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read sources: %w", err)
+	}
+	for _, list := range lists {
+		slices.SortFunc(list, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
+	}
+	return lists, nil
+}
 
 // PutAddr enters an address, IPv4 or IPv6 without zone.
 func (s *Set) PutAddr(vlan uint16, a netip.Addr, d Dest) error {

@@ -31,23 +31,54 @@ func (k Kind) String() string {
 	return fmt.Sprintf("kind %d", uint32(k))
 }
 
-// Mode is how a sub-interface meets its siblings and the wire.
+// Mode is a sub-interface's mode, as its kernel driver names it.
 type Mode bpf.XvlanSubMode
 
-// The modes built so far.
+// The modes built so far: macvlan's, then ipvlan's.
 const (
-	Bridge = Mode(bpf.XvlanSubModeMODE_BRIDGE) // macvlan: siblings directly, the rest by the wire
-	L2     = Mode(bpf.XvlanSubModeMODE_L2)     // ipvlan: the same
+	Private  = Mode(bpf.XvlanSubModeMODE_PRIVATE)
+	VEPA     = Mode(bpf.XvlanSubModeMODE_VEPA)
+	Bridge   = Mode(bpf.XvlanSubModeMODE_BRIDGE)
+	Passthru = Mode(bpf.XvlanSubModeMODE_PASSTHRU)
+	Source   = Mode(bpf.XvlanSubModeMODE_SOURCE)
+	L2       = Mode(bpf.XvlanSubModeMODE_L2)
 )
 
+var modeNames = map[Mode]string{
+	Private: "private", VEPA: "vepa", Bridge: "bridge", Passthru: "passthru", Source: "source", L2: "l2",
+}
+
 func (m Mode) String() string {
-	switch m {
-	case Bridge:
-		return "bridge"
-	case L2:
-		return "l2"
+	if name, ok := modeNames[m]; ok {
+		return name
 	}
 	return fmt.Sprintf("mode %d", uint32(m))
+}
+
+// Class is what mode and flags come down to for who meets whom; see enum
+// sub_class. For an ipvlan it is its flag.
+type Class bpf.XvlanSubClass
+
+// The classes.
+const (
+	ClassBridge  = Class(bpf.XvlanSubClassCLASS_BRIDGE)
+	ClassVEPA    = Class(bpf.XvlanSubClassCLASS_VEPA)
+	ClassPrivate = Class(bpf.XvlanSubClassCLASS_PRIVATE)
+	ClassSource  = Class(bpf.XvlanSubClassCLASS_SOURCE)
+)
+
+func (c Class) String() string {
+	switch c {
+	case ClassBridge:
+		return "bridge"
+	case ClassVEPA:
+		return "vepa"
+	case ClassPrivate:
+		return "private"
+	case ClassSource:
+		return "source"
+	}
+	return fmt.Sprintf("class %d", uint32(c))
 }
 
 // State is how far a sub-interface's making has come.
@@ -125,6 +156,8 @@ const (
 	DropFanout    = Verdict(bpf.XvlanVerdictVERDICT_DROP_FANOUT)
 	DropMalformed = Verdict(bpf.XvlanVerdictVERDICT_DROP_MALFORMED)
 	DropMTU       = Verdict(bpf.XvlanVerdictVERDICT_DROP_MTU)
+	DropReturned  = Verdict(bpf.XvlanVerdictVERDICT_DROP_RETURNED)
+	DropMode      = Verdict(bpf.XvlanVerdictVERDICT_DROP_MODE)
 	DropInactive  = Verdict(bpf.XvlanVerdictVERDICT_DROP_INACTIVE)
 	LearnDup      = Verdict(bpf.XvlanVerdictVERDICT_LEARN_DUP)
 	verdicts      = Verdict(bpf.XvlanVerdictVERDICT_MAX)
@@ -138,6 +171,8 @@ var verdictNames = [verdicts]string{
 	DropFanout:    "drop_fanout",
 	DropMalformed: "drop_malformed",
 	DropMTU:       "drop_mtu",
+	DropReturned:  "drop_returned",
+	DropMode:      "drop_mode",
 	DropInactive:  "drop_inactive",
 	LearnDup:      "learn_dup",
 }
@@ -192,11 +227,18 @@ type Sub struct {
 	Place    Place
 	Kind     Kind
 	Mode     Mode
+	Class    Class
 	UCFilter bool // its MAC was added to the parent's unicast filter
+	NoDst    bool // source mode: what its list matches is for nobody else
+	Promisc  bool // passthru: the parent was made promiscuous for it
 	MAC      net.HardwareAddr
 	VLAN     uint16
 	Name     string // of the inner leg when it was made
 }
+
+// Keyed tells whether frames find the sub-interface by its MAC: a passthru one
+// has its parent's, and gets what nobody else does.
+func (s *Sub) Keyed() bool { return s.Kind == Macvlan && s.Mode != Passthru }
 
 func (s *Sub) toC() bpf.XvlanSub {
 	c := bpf.XvlanSub{
@@ -206,10 +248,17 @@ func (s *Sub) toC() bpf.XvlanSub {
 		Place: bpf.XvlanSubPlace(s.Place),
 		Kind:  bpf.XvlanSubKind(s.Kind),
 		Mode:  bpf.XvlanSubMode(s.Mode),
+		Class: bpf.XvlanSubClass(s.Class),
 		Vlan:  s.VLAN,
 	}
 	if s.UCFilter {
 		c.Flags |= bpf.XvlanSubFlagSUB_UC_FILTER
+	}
+	if s.NoDst {
+		c.Flags |= bpf.XvlanSubFlagSUB_NODST
+	}
+	if s.Promisc {
+		c.Flags |= bpf.XvlanSubFlagSUB_PROMISC
 	}
 	copy(c.Mac[:], s.MAC)
 	copy(c.Name[:], s.Name)
@@ -224,6 +273,9 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		Place:    Place(c.Place),
 		Kind:     Kind(c.Kind),
 		Mode:     Mode(c.Mode),
+		Class:    Class(c.Class),
+		NoDst:    c.Flags&bpf.XvlanSubFlagSUB_NODST != 0,
+		Promisc:  c.Flags&bpf.XvlanSubFlagSUB_PROMISC != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(bytes.Clone(c.Mac[:])),
 		VLAN:     c.Vlan,
@@ -239,7 +291,9 @@ type Parent struct {
 	MTU         int    // in bytes, without the Ethernet header
 	UnknownDrop bool   // drop unicast that is neither the parent's nor a sub-interface's
 	Keep        bool   // attached by name: stays when the last sub-interface goes
-	IPKeyed     uint32 // number of active ipvlan sub-interfaces
+	Passthru    ID     // gets all unicast that is no other's; 0 for none
+	Sources     uint32 // number of sub-interfaces in source mode
+	IPKeyed     uint32 // number of ipvlan sub-interfaces
 	LastID      ID     // taken last
 	SetAllmulti bool   // allmulti was turned on, detach turns it off
 	AddClsact   bool   // the clsact qdisc was added, detach removes it
@@ -255,6 +309,8 @@ func (p *Parent) toC() bpf.XvlanParent {
 		Capacity: p.Capacity,
 		Ifindex:  uint32(p.Index),
 		Mtu:      uint32(p.MTU),
+		Passthru: uint32(p.Passthru),
+		Sources:  p.Sources,
 		IpKeyed:  p.IPKeyed,
 		LastId:   uint32(p.LastID),
 		Rung:     bpf.XvlanRung(p.Rung),
@@ -285,6 +341,8 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		MTU:         int(c.Mtu),
 		UnknownDrop: c.Policy&bpf.XvlanPolicyPOLICY_UNKNOWN_DROP != 0,
 		Keep:        c.Policy&bpf.XvlanPolicyPOLICY_KEEP != 0,
+		Passthru:    ID(c.Passthru),
+		Sources:     c.Sources,
 		IPKeyed:     c.IpKeyed,
 		LastID:      ID(c.LastId),
 		SetAllmulti: c.Found&bpf.XvlanFoundFOUND_SET_ALLMULTI != 0,

@@ -7,12 +7,10 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/xvlan/xvlan/loader"
-	"github.com/xvlan/xvlan/maps"
 )
 
 func (a *app) linkCmd() *cobra.Command {
@@ -25,7 +23,10 @@ func (a *app) linkCmd() *cobra.Command {
 	var datapath string
 	add := &cobra.Command{
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
-             [netns NAME|PID|PATH] [up] type {macvlan mode bridge | ipvlan mode l2}`,
+             [netns NAME|PID|PATH] [up] type {macvlan MACVLAN | ipvlan IPVLAN}
+  MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
+             [macaddr {add MAC | set [MAC...]}]
+  IPVLAN  := mode l2 [bridge|private|vepa]`,
 		Short:   "Make a sub-interface",
 		Aliases: []string{"a"},
 		Example: `  xvlan link add link eth0 name c1 type macvlan mode bridge
@@ -56,18 +57,11 @@ func (a *app) linkCmd() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use:   "set [dev] NAME netns NAME|PID|PATH",
-			Short: "Move a sub-interface to another network namespace",
-			RunE: func(_ *cobra.Command, args []string) error {
-				sel, to, err := parseSelector(args, "netns")
-				if err != nil {
-					return err
-				}
-				if to == "" {
-					return usagef("set %s: say where to: netns NAME; other changes are made with `ip link set`", sel.Name)
-				}
-				return a.with(func(h *loader.Host) error { return h.Move(sel, to) })
-			},
+			Use: `set [dev] NAME [link PARENT] netns NAME|PID|PATH
+  xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}] |
+             ipvlan [bridge|private|vepa]}`,
+			Short: "Move a sub-interface, or change its mode, flag or list of sources",
+			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
 		&cobra.Command{
 			Use:     "show [[dev] NAME] [link PARENT]",
@@ -77,6 +71,41 @@ func (a *app) linkCmd() *cobra.Command {
 		},
 	)
 	return cmd
+}
+
+// set is `link set`: everything up to `type` selects, or says where to move to.
+func (a *app) set(args []string) error {
+	var kind []string
+	if i := slices.Index(args, "type"); i >= 0 {
+		args, kind = args[:i], args[i+1:]
+	}
+	sel, to, err := parseSelector(args, "netns")
+	if err != nil {
+		return err
+	}
+	if kind == nil {
+		if to == "" {
+			return usagef("set %s: say what: netns NAME, or type ...; other changes are made with `ip link set`", sel.Name)
+		}
+		return a.with(func(h *loader.Host) error { return h.Move(sel, to) })
+	}
+	w := words{left: kind}
+	t, err := w.parseType(w.value("type"))
+	if err != nil {
+		return err
+	}
+	change, err := t.forSet()
+	if err != nil {
+		return err
+	}
+	return a.with(func(h *loader.Host) error {
+		if to != "" {
+			if err := h.Move(sel, to); err != nil {
+				return err
+			}
+		}
+		return h.SetMode(sel, change)
+	})
 }
 
 func parseDatapath(s string) (loader.Datapath, error) {
@@ -163,69 +192,11 @@ func parseAdd(args []string) (loader.LinkSpec, error) {
 	case kind == "":
 		return spec, usagef("type: say which: type macvlan mode bridge, or type ipvlan mode l2")
 	}
-	return spec, w.parseType(kind, &spec)
-}
-
-// ipModes lists the modes that each type has with ip, the default first, and
-// whether they are built here.
-var ipModes = map[string][]struct {
-	name  string
-	mode  maps.Mode
-	built bool
-}{
-	"macvlan": {{name: "vepa"}, {name: "bridge", mode: maps.Bridge, built: true}, {name: "private"}, {name: "passthru"}, {name: "source"}},
-	"ipvlan":  {{name: "l3"}, {name: "l2", mode: maps.L2, built: true}, {name: "l3s"}},
-}
-
-// parseType reads what stands behind `type`.
-func (w *words) parseType(kind string, spec *loader.LinkSpec) error {
-	modes, ok := ipModes[kind]
-	if !ok {
-		return usagef("type %s: not known; macvlan and ipvlan are", kind)
+	t, err := w.parseType(kind)
+	if err != nil {
+		return spec, err
 	}
-	spec.Kind = maps.Macvlan
-	if kind == "ipvlan" {
-		spec.Kind = maps.Ipvlan
-	}
-	mode, given := modes[0].name, ""
-	for {
-		word, ok := w.next()
-		if !ok {
-			break
-		}
-		switch {
-		case word == "mode":
-			given = w.value(word)
-			mode = given
-		case kind == "ipvlan" && word == "bridge": // the flag that ip's ipvlan has by default
-		case kind == "ipvlan" && (word == "private" || word == "vepa"):
-			return usagef("flag %s: not built yet; leave it out", word)
-		default:
-			return usagef("%s: not known behind type %s; see `xvlan link add --help`", word, kind)
-		}
-	}
-	if w.err != nil {
-		return w.err
-	}
-	var names []string
-	for _, m := range modes {
-		if m.name == mode && m.built {
-			spec.Mode = m.mode
-			return nil
-		}
-		if m.built {
-			names = append(names, m.name)
-		}
-	}
-	for _, m := range modes {
-		if m.name == mode && given == "" {
-			return usagef("mode: %s, the default of `ip`, is not built yet; say mode %s", mode, strings.Join(names, " or "))
-		}
-		if m.name == mode {
-			return usagef("mode %s: not built yet; %s is", mode, strings.Join(names, " and "))
-		}
-	}
-	return usagef("mode %s: no mode of %s; %s is", mode, kind, strings.Join(names, " and "))
+	return spec, t.forAdd(&spec)
 }
 
 func (w *words) mac(keyword string) net.HardwareAddr {

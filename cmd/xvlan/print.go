@@ -48,7 +48,7 @@ func (a *app) printLink(l loader.Link) {
 		fmt.Fprintf(a.out, " netns %s", l.Netns)
 	}
 	fmt.Fprintf(a.out, "\n    link/ether %s brd ff:ff:ff:ff:ff:ff\n", l.MAC)
-	fmt.Fprintf(a.out, "    %s mode %s datapath %s", l.Kind, l.Mode, l.Rung)
+	fmt.Fprintf(a.out, "    %s mode %s%s datapath %s", l.Kind, l.Mode, modeOptions(l), l.Rung)
 	for _, x := range l.Addrs {
 		fmt.Fprintf(a.out, " addr %s (%s)", x.Addr, x.Origin)
 	}
@@ -62,6 +62,24 @@ func (a *app) printLink(l loader.Link) {
 	if a.stats {
 		a.printStats(l.Stats)
 	}
+}
+
+// modeOptions prints what ip prints behind a mode.
+func modeOptions(l loader.Link) string {
+	var b strings.Builder
+	if l.Kind == maps.Ipvlan {
+		fmt.Fprintf(&b, " %s", l.Class)
+	}
+	if l.NoDst {
+		b.WriteString(" nodst")
+	}
+	if l.Mode == maps.Source {
+		fmt.Fprintf(&b, " remotes (%d)", len(l.Sources))
+		for _, mac := range l.Sources {
+			fmt.Fprintf(&b, " %s", mac)
+		}
+	}
+	return b.String()
 }
 
 // delivery says by which way unicast reaches the inner leg.
@@ -115,7 +133,13 @@ type linkJSON struct {
 type infoJSON struct {
 	Kind string `json:"info_kind"`
 	Data struct {
-		Mode string `json:"mode"`
+		Mode    string   `json:"mode"`
+		Bridge  bool     `json:"bridge,omitempty"` // an ipvlan's flag, as private and vepa
+		Private bool     `json:"private,omitempty"`
+		VEPA    bool     `json:"vepa,omitempty"`
+		NoDst   bool     `json:"nodst,omitempty"`
+		Count   int      `json:"macaddr_count,omitempty"`
+		MACs    []string `json:"macaddr_data,omitempty"`
 	} `json:"info_data"`
 }
 
@@ -165,16 +189,30 @@ func linksJSON(links []loader.Link) []linkJSON {
 			ID: uint32(l.ID), Leg: l.Leg, WireMAC: l.WireMAC.String(), Addrs: []addrJSON{},
 			Verdicts: verdictsJSON(l.Stats),
 		}
-		j.Info.Kind, j.Info.Data.Mode = l.Kind.String(), l.Mode.String()
+		j.Info = linkInfo(l)
 		for _, x := range l.Addrs {
 			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String()})
 		}
-		j.Stats.RX = directionJSON{counterJSON{l.Stats[maps.RX].Bytes, l.Stats[maps.RX].Packets}, l.Stats[maps.DropFanout].Packets}
+		j.Stats.RX = directionJSON{counterJSON{l.Stats[maps.RX].Bytes, l.Stats[maps.RX].Packets},
+			l.Stats[maps.DropFanout].Packets + l.Stats[maps.DropReturned].Packets}
 		j.Stats.TX = directionJSON{counterJSON{l.Stats[maps.TX].Bytes, l.Stats[maps.TX].Packets},
-			l.Stats[maps.DropMalformed].Packets + l.Stats[maps.DropMTU].Packets}
+			l.Stats[maps.DropMalformed].Packets + l.Stats[maps.DropMTU].Packets + l.Stats[maps.DropMode].Packets}
 		all = append(all, j)
 	}
 	return all
+}
+
+func linkInfo(l loader.Link) infoJSON {
+	info := infoJSON{Kind: l.Kind.String()}
+	d := &info.Data
+	d.Mode, d.NoDst, d.Count = l.Mode.String(), l.NoDst, len(l.Sources)
+	if l.Kind == maps.Ipvlan {
+		d.Bridge, d.Private, d.VEPA = l.Class == maps.ClassBridge, l.Class == maps.ClassPrivate, l.Class == maps.ClassVEPA
+	}
+	for _, mac := range l.Sources {
+		d.MACs = append(d.MACs, mac.String())
+	}
+	return info
 }
 
 func (a *app) printJSON(v any) error {

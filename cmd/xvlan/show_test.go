@@ -81,7 +81,7 @@ func TestGoldenLinks(t *testing.T) {
     macvlan mode bridge datapath tc addr 10.77.0.10 (given) addr 10.77.0.11 (given)
 4: i1@eth0: <BROADCAST,MULTICAST> mtu 1400 state DOWN
     link/ether 02:00:00:00:77:20 brd ff:ff:ff:ff:ff:ff
-    ipvlan mode l2 datapath tc
+    ipvlan mode l2 bridge datapath tc
 `)
 	golden(t, "link show -d -s", w.must(t, "-d -s link show"), `
 2: m1@eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 state UP netns NETNS-in
@@ -95,7 +95,7 @@ func TestGoldenLinks(t *testing.T) {
     drops: drop_mtu 1
 4: i1@eth0: <BROADCAST,MULTICAST> mtu 1400 state DOWN
     link/ether 02:00:00:00:77:20 brd ff:ff:ff:ff:ff:ff
-    ipvlan mode l2 datapath tc
+    ipvlan mode l2 bridge datapath tc
     datapath reason: veth: native XDP would make its peer give up TSO
     id 2 host leg xv2-2 wire mac 02:00:00:00:77:01 delivery leg
            bytes  packets

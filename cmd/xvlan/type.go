@@ -1,0 +1,156 @@
+package main
+
+import (
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/maps"
+)
+
+// typeWords is what stands behind `type`, in the words of ip link.
+type typeWords struct {
+	kind      maps.Kind
+	mode      maps.Mode  // 0: not said
+	flag      maps.Class // of an ipvlan; 0: not said
+	noPromisc bool
+	noDst     bool
+	source    *loader.SourceEdit // nil: not said
+}
+
+// ipModes lists the modes that each type has with ip, the default first; 0 is
+// one that is not built yet.
+var ipModes = map[maps.Kind][]struct {
+	name string
+	mode maps.Mode
+}{
+	maps.Macvlan: {{"vepa", maps.VEPA}, {"bridge", maps.Bridge}, {"private", maps.Private}, {"passthru", maps.Passthru}, {"source", maps.Source}},
+	maps.Ipvlan:  {{"l3", 0}, {"l2", maps.L2}, {"l3s", 0}},
+}
+
+var ipvlanFlags = map[string]maps.Class{"bridge": maps.ClassBridge, "private": maps.ClassPrivate, "vepa": maps.ClassVEPA}
+
+// parseType reads the kind and all that follows it.
+func (w *words) parseType(kind string) (typeWords, error) {
+	var t typeWords
+	switch kind {
+	case "macvlan":
+		t.kind = maps.Macvlan
+	case "ipvlan":
+		t.kind = maps.Ipvlan
+	default:
+		return t, usagef("type %s: not known; macvlan and ipvlan are", kind)
+	}
+	for {
+		word, ok := w.next()
+		if !ok {
+			return t, w.err
+		}
+		flag, isFlag := ipvlanFlags[word]
+		switch {
+		case word == "mode":
+			w.mode(&t)
+		case t.kind == maps.Ipvlan && isFlag:
+			t.flag = flag
+		case t.kind == maps.Macvlan && word == "macaddr":
+			w.macaddr(&t)
+		case t.kind == maps.Macvlan && word == "flag":
+			w.flag(w.value(word), &t)
+		case t.kind == maps.Macvlan && (word == "nopromisc" || word == "nodst"):
+			w.flag(word, &t)
+		case t.kind == maps.Macvlan && (word == "bcqueuelen" || word == "bclim"):
+			return t, usagef("%s: not built yet; leave it out", word)
+		default:
+			return t, usagef("%s: not known behind type %s; see `xvlan link add --help`", word, kind)
+		}
+	}
+}
+
+func (w *words) mode(t *typeWords) {
+	name := w.value("mode")
+	var built []string
+	for _, m := range ipModes[t.kind] {
+		if m.mode != 0 {
+			built = append(built, m.name)
+		}
+	}
+	for _, m := range ipModes[t.kind] {
+		switch {
+		case m.name != name:
+		case m.mode == 0:
+			w.fail(usagef("mode %s: not built yet; of %s's modes these are: %s", name, t.kind, strings.Join(built, ", ")))
+		default:
+			t.mode = m.mode
+			return
+		}
+	}
+	w.fail(usagef("mode %s: no mode of %s; these are: %s", name, t.kind, strings.Join(built, ", ")))
+}
+
+func (w *words) flag(name string, t *typeWords) {
+	switch name {
+	case "null":
+		t.noPromisc, t.noDst = false, false
+	case "nopromisc":
+		t.noPromisc = true
+	case "nodst":
+		t.noDst = true
+	default:
+		w.fail(usagef("flag %s: not known; null, nopromisc and nodst are", name))
+	}
+}
+
+// macaddr reads {add|del} MAC, set [MAC...] or flush.
+func (w *words) macaddr(t *typeWords) {
+	t.source = &loader.SourceEdit{}
+	switch verb := w.value("macaddr"); verb {
+	case "add":
+		t.source.Add = []net.HardwareAddr{w.mac("macaddr add")}
+	case "del":
+		t.source.Del = []net.HardwareAddr{w.mac("macaddr del")}
+	case "flush":
+		t.source.Flush = true
+	case "set":
+		t.source.Flush = true
+		for len(w.left) > 0 && strings.Contains(w.left[0], ":") {
+			t.source.Add = append(t.source.Add, w.mac("macaddr set"))
+		}
+	default:
+		w.fail(usagef("macaddr %s: not known; add, del, set and flush are", verb))
+	}
+}
+
+// forAdd makes what was said part of a new sub-interface's description; what
+// was not is as with ip.
+func (t *typeWords) forAdd(spec *loader.LinkSpec) error {
+	spec.Kind, spec.Mode, spec.Flag, spec.NoPromisc = t.kind, t.mode, t.flag, t.noPromisc
+	if spec.Mode == 0 {
+		spec.Mode = ipModes[t.kind][0].mode
+	}
+	if spec.Mode == 0 {
+		return usagef("mode: %s, the default of `ip`, is not built yet; say mode l2", ipModes[t.kind][0].name)
+	}
+	if t.noPromisc && spec.Mode != maps.Passthru {
+		return usagef("flag nopromisc: only mode passthru has it")
+	}
+	if t.noDst && spec.Mode != maps.Source {
+		return usagef("flag nodst: only mode source has it")
+	}
+	if t.source != nil && spec.Mode != maps.Source {
+		return usagef("macaddr: only mode source has a list")
+	}
+	spec.Source.NoDst = t.noDst
+	if t.source != nil {
+		spec.Source.MACs = slices.DeleteFunc(t.source.Add, func(mac net.HardwareAddr) bool { return mac == nil })
+	}
+	return nil
+}
+
+// forSet makes what was said a change.
+func (t *typeWords) forSet() (loader.ModeChange, error) {
+	if t.noPromisc || t.noDst {
+		return loader.ModeChange{}, usagef("flag: it is given when the device is made; delete it and make it anew")
+	}
+	return loader.ModeChange{Mode: t.mode, Flag: t.flag, Source: t.source}, nil
+}

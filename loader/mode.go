@@ -1,0 +1,154 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// ModeChange is what can be changed about a sub-interface that is there.
+type ModeChange struct {
+	Mode   maps.Mode   // 0: stays
+	Flag   maps.Class  // of an ipvlan; 0: stays
+	Source *SourceEdit // nil: stays
+}
+
+// SourceEdit changes the list of a macvlan in source mode.
+type SourceEdit struct {
+	Flush bool               // empties it first
+	Add   []net.HardwareAddr // then these are added
+	Del   []net.HardwareAddr // and these taken off
+}
+
+// SetMode changes a sub-interface's mode, flag or sources, traffic flowing. As
+// with the kernel's drivers, passthru can neither be entered nor left, and
+// leaving source mode empties the list.
+func (h *Host) SetMode(sel Selector, c ModeChange) error {
+	return h.change(sel,
+		func(k kernelLink) error { return h.setKernelMode(k, c) },
+		func(p *parent, l Link, sub maps.Sub) error { return p.setMode(l, sub, c) })
+}
+
+// check refuses a change that the sub-interface's kind or mode does not take.
+func (c *ModeChange) check(kind maps.Kind, mode maps.Mode) error {
+	if c.Mode != 0 && c.Mode != mode && (c.Mode == maps.Passthru || mode == maps.Passthru) {
+		return fmt.Errorf("mode %s: %w: passthru can neither be entered nor left; delete the device and make it anew", c.Mode, ErrUnsupported)
+	}
+	if c.Mode != 0 {
+		mode = c.Mode
+	}
+	if (mode == maps.L2) != (kind == maps.Ipvlan) || c.Flag != 0 && kind != maps.Ipvlan {
+		return fmt.Errorf("type: %w: this is %s", ErrInvalid, kind)
+	}
+	if c.Source == nil {
+		return nil
+	}
+	if mode != maps.Source {
+		return fmt.Errorf("macaddr: %w: only mode source has a list, this is mode %s", ErrInvalid, mode)
+	}
+	for _, mac := range c.Source.Add {
+		if err := checkMAC(mac); err != nil {
+			return fmt.Errorf("macaddr: %w", err)
+		}
+	}
+	return nil
+}
+
+func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
+	if err := c.check(sub.Kind, sub.Mode); err != nil {
+		return err
+	}
+	leaves := sub.Mode == maps.Source && c.Mode != 0 && c.Mode != maps.Source
+	if c.Mode != 0 {
+		sub.Mode = c.Mode
+	}
+	flag := c.Flag
+	if flag == 0 {
+		flag = sub.Class
+	}
+	sub.Class = classOf(sub.Mode, flag)
+	if err := p.maps.PutSub(l.ID, sub); err != nil {
+		return err
+	}
+	if leaves || c.Source != nil && c.Source.Flush {
+		if err := p.flushSources(l.ID); err != nil {
+			return err
+		}
+	}
+	if c.Source != nil {
+		for _, mac := range c.Source.Add {
+			if err := p.maps.PutSource(l.ID, mac); err != nil {
+				return err
+			}
+		}
+		for _, mac := range c.Source.Del {
+			if err := p.maps.DeleteSource(l.ID, mac); err != nil {
+				return err
+			}
+		}
+	}
+	return p.reindex(sub)
+}
+
+// flushSources empties a list.
+func (p *parent) flushSources(id maps.ID) error {
+	lists, err := p.maps.Sources()
+	if err != nil {
+		return err
+	}
+	for _, mac := range lists[id] {
+		if err := p.maps.DeleteSource(id, mac); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setKernelMode is setMode for the kernel rung.
+func (h *Host) setKernelMode(k kernelLink, c ModeChange) error {
+	l, err := h.fromKernel(k)
+	if err != nil {
+		return err
+	}
+	if err := c.check(l.Kind, l.Mode); err != nil {
+		return err
+	}
+	s, err := openSpace(k.space)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if c.Mode != 0 || c.Flag != 0 {
+		change := k.link
+		switch dev := change.(type) {
+		case *netlink.Macvlan:
+			dev.Mode = kernelModes[c.Mode]
+		case *netlink.IPVlan:
+			dev.Flag = kernelFlags[c.Flag]
+		}
+		if err := s.nl.LinkModify(change); err != nil {
+			return fmt.Errorf("change %s: %w", l.Name, err)
+		}
+	}
+	if c.Source == nil {
+		return nil
+	}
+	var errs []error
+	if c.Source.Flush {
+		errs = append(errs, s.nl.MacvlanMACAddrFlush(k.link))
+	}
+	for _, mac := range c.Source.Add {
+		errs = append(errs, s.nl.MacvlanMACAddrAdd(k.link, mac))
+	}
+	for _, mac := range c.Source.Del {
+		errs = append(errs, s.nl.MacvlanMACAddrDel(k.link, mac))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("change macaddr list of %s: %w", l.Name, err)
+	}
+	return nil
+}
