@@ -199,20 +199,9 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]
 
 // fillInner reads the inner leg's state; ok is false where it is gone.
 func (h *Host) fillInner(l *Link, leg int, names map[int]string) (ok bool, err error) {
-	outer, err := h.nl.LinkByIndex(leg)
-	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && outer.Attrs().Name != l.Leg {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("find host leg of %d: %w", l.ID, err)
-	}
-	nsid := outer.Attrs().NetNsID
-	inner, err := linkIn(nsid, outer.Attrs().ParentIndex)
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) { // moved or deleted meanwhile
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("find inner leg of %d: %w", l.ID, err)
+	nsid, inner, err := h.inner(leg, l.Leg)
+	if inner == nil || err != nil {
+		return false, err
 	}
 	fill(l, inner)
 	if nsid >= 0 {

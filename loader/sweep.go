@@ -17,7 +17,8 @@ import (
 
 // Sweep finishes or removes what interrupted commands and other tools have
 // left on all parents of the namespace, and what is left of namespaces that
-// are gone. A parent that another command is working on is left to it.
+// are gone, and follows what was done to inner legs. A parent that another
+// command is working on is left to it.
 func (h *Host) Sweep() error {
 	return errors.Join(h.sweepParents(), h.sweepKernel())
 }
@@ -33,7 +34,7 @@ func (h *Host) sweepParents() error {
 			return err
 		}
 		defer p.close()
-		if err := p.refresh(); err != nil {
+		if err := errors.Join(p.refresh(), p.follow()); err != nil {
 			return err
 		}
 		return p.detachIfEmpty()

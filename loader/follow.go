@@ -1,0 +1,201 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/bpf"
+	"github.com/xvlan/xvlan/maps"
+)
+
+// follow makes the maps agree with what has been done to inner legs by others:
+// their place, their MACs, and which addresses IP-keyed ones have.
+func (p *parent) follow() error {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	known, err := p.maps.Addrs()
+	if err != nil {
+		return err
+	}
+	learned := map[maps.ID][]netip.Addr{}
+	for _, a := range known {
+		if a.Origin == maps.Learned {
+			learned[a.ID] = append(learned[a.ID], a.Addr)
+		}
+	}
+	for i, s := range subs {
+		if s.State != maps.Active {
+			continue
+		}
+		if err := p.followOne(maps.ID(i), s, learned[maps.ID(i)]); err != nil {
+			return fmt.Errorf("follow %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+func (p *parent) followOne(id maps.ID, sub maps.Sub, learned []netip.Addr) error {
+	nsid, inner, err := p.h.inner(sub.Leg, legName(p.rec.Index, id))
+	if inner == nil || err != nil {
+		return err // gone meanwhile: the next sweep's
+	}
+	place := maps.Local
+	if nsid >= 0 {
+		place = maps.Away
+	}
+	if place != sub.Place {
+		sub.Place = place
+		if err := p.maps.PutSub(id, sub); err != nil {
+			return err
+		}
+	}
+	if inner.Attrs().HardwareAddr.String() != sub.MAC.String() && sub.Mode != maps.Passthru {
+		if sub, err = p.rekey(id, sub, inner); err != nil {
+			return err
+		}
+	}
+	if sub.Kind != maps.Ipvlan {
+		return nil
+	}
+	return p.relearn(id, sub, nsid, inner.Attrs().Index, learned)
+}
+
+// inner finds the other end of a host leg, and the id of its network
+// namespace; nil if it is gone.
+func (h *Host) inner(leg int, name string) (nsid int, inner netlink.Link, err error) {
+	outer, err := h.nl.LinkByIndex(leg)
+	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && outer.Attrs().Name != name {
+		return 0, nil, nil
+	}
+	if err != nil {
+		return 0, nil, fmt.Errorf("find host leg: %w", err)
+	}
+	nsid = outer.Attrs().NetNsID
+	inner, err = linkIn(nsid, outer.Attrs().ParentIndex)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) {
+		return 0, nil, nil
+	}
+	if err != nil {
+		return 0, nil, fmt.Errorf("find inner leg: %w", err)
+	}
+	return nsid, inner, nil
+}
+
+// rekey gives a sub-interface the MAC that its device has been given. One that
+// a sibling has is not taken over.
+func (p *parent) rekey(id maps.ID, sub maps.Sub, inner netlink.Link) (maps.Sub, error) {
+	old := sub
+	sub.MAC = inner.Attrs().HardwareAddr
+	if !sub.Keyed() {
+		return sub, p.maps.PutSub(id, sub)
+	}
+	err := p.maps.PutMAC(0, sub.MAC, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given})
+	if errors.Is(err, ebpf.ErrKeyExist) {
+		p.h.log.Warn("a sub-interface has been given its sibling's mac", "parent", p.rec.Name, "name", sub.Name, "mac", sub.MAC)
+		return old, nil
+	}
+	if err != nil {
+		return old, err
+	}
+	if sub, err = p.openParent(id, sub, true); err != nil {
+		return old, errors.Join(err, p.maps.DeleteMAC(0, sub.MAC), p.maps.PutSub(id, old))
+	}
+	if err := p.maps.PutSub(id, sub); err != nil {
+		return old, err
+	}
+	if err := errors.Join(p.maps.DeleteMAC(0, old.MAC), p.closeParent(old)); err != nil {
+		return sub, err
+	}
+	for _, s := range []maps.Sub{old, sub} {
+		if err := p.reindex(s); err != nil {
+			return sub, err
+		}
+	}
+	return sub, nil
+}
+
+// relearn forgets the learned addresses that the device no longer has, and
+// enters those that it has not spoken from yet.
+func (p *parent) relearn(id maps.ID, sub maps.Sub, nsid, index int, learned []netip.Addr) error {
+	has, err := addrsIn(nsid, index)
+	if err != nil {
+		return err
+	}
+	count := len(learned)
+	for _, a := range learned {
+		if has[a] {
+			delete(has, a)
+			continue
+		}
+		count--
+		if err := p.maps.DeleteAddr(0, a); err != nil {
+			return err
+		}
+	}
+	for a := range has {
+		if count >= 2*bpf.LearnSlots { // as many as both families can learn
+			return nil
+		}
+		err := p.maps.PutAddr(0, a, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Learned})
+		if errors.Is(err, ebpf.ErrKeyExist) {
+			continue // given, or somebody else's
+		}
+		if err != nil {
+			return err
+		}
+		count++
+	}
+	return nil
+}
+
+// addrsIn lists the unicast addresses of a device in another namespace by that
+// namespace's id (Linux 4.20), which the netlink library does not offer. A
+// negative id is the own namespace.
+func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
+	sock, err := nl.GetNetlinkSocketAt(-1, -1, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer sock.Close()
+	// Without it the kernel ignores what a dump asks for.
+	if err := unix.SetsockoptInt(sock.GetFd(), unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1); err != nil {
+		return nil, fmt.Errorf("ask for strict checks: %w", err)
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, unix.NLM_F_DUMP)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
+	msg := nl.NewIfAddrmsg(unix.AF_UNSPEC)
+	msg.Index = uint32(index)
+	req.AddData(msg)
+	if nsid >= 0 {
+		req.AddData(nl.NewRtAttr(unix.IFA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid))))
+	}
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses of device %d: %w", index, err)
+	}
+	all := map[netip.Addr]bool{}
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
+		if err != nil {
+			return nil, fmt.Errorf("read addresses of device %d: %w", index, err)
+		}
+		local := netip.Addr{}
+		for _, a := range attrs {
+			if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !local.IsValid() {
+				local, _ = netip.AddrFromSlice(a.Value)
+			}
+		}
+		if local.IsValid() && !local.IsLoopback() {
+			all[local] = true
+		}
+	}
+	return all, nil
+}
