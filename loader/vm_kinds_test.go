@@ -216,14 +216,9 @@ func TestKernelRungIpvlan(t *testing.T) {
 func TestClsact(t *testing.T) {
 	s := newSite(t, onClsact, siteOption{})
 	e := s.subs[0]
-	tc := func(args string) {
-		t.Helper()
-		s.host.ns.Run(t, "tc", strings.Fields(args)...)
-	}
-	const (
-		theirs   = "filter add dev " + parentDev + " ingress prio 77 matchall action continue"
-		noClsact = "qdisc del dev " + parentDev + " clsact"
-	)
+	tc := func(args string) { s.host.ns.Run(t, "tc", strings.Fields(args)...) }
+	theirs := newCounter(t)
+	const noClsact = "qdisc del dev " + parentDev + " clsact"
 	comeAndGo := func(t *testing.T, meanwhile func()) {
 		t.Helper()
 		s.addAtOnce(t, e, e.ip4, e.ip6)
@@ -243,9 +238,9 @@ func TestClsact(t *testing.T) {
 		checkState(t, s.host.ns, s.host.dev, bare)
 	})
 	t.Run("ours, then others use it", func(t *testing.T) {
-		comeAndGo(t, func() { tc(theirs) })
+		comeAndGo(t, func() { theirs.filter(t, s) })
 		after := state(t, s.host.ns, s.host.dev)
-		if !strings.Contains(after, "pref 77 matchall") || strings.Contains(after, "xvlan") {
+		if !strings.Contains(after, "others direct-action") || strings.Contains(after, "xvlan") {
 			t.Errorf("filters are not the others' alone:\n%s", after)
 		}
 		tc(noClsact)
@@ -254,7 +249,7 @@ func TestClsact(t *testing.T) {
 	for _, qdisc := range []string{"clsact", "ingress"} {
 		t.Run("others' "+qdisc, func(t *testing.T) {
 			tc("qdisc add dev " + parentDev + " " + qdisc)
-			tc(theirs)
+			theirs.filter(t, s)
 			before := state(t, s.host.ns, s.host.dev)
 			comeAndGo(t, nothing)
 			checkState(t, s.host.ns, s.host.dev, before)
