@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -55,7 +56,8 @@ const (
 // other end is w0 in the namespace wire, and a place for containers.
 type world struct {
 	host, wire, inside *lab.Netns
-	cookie             uint64 // of host
+	cookie             uint64      // of host
+	sealed             chan func() // runs functions in a mount namespace, see seal
 }
 
 func newWorld(t *testing.T) *world {
@@ -76,6 +78,18 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
+// do runs fn in the namespace host, where xvlan is run. fn must not end the test.
+func (w *world) do(tb testing.TB, fn func()) {
+	tb.Helper()
+	if w.sealed == nil {
+		w.host.Do(tb, fn)
+		return
+	}
+	done := make(chan struct{})
+	w.sealed <- func() { defer close(done); fn() }
+	<-done
+}
+
 // cleanUp removes what xvlan would have had to, and says so.
 func (w *world) cleanUp(t *testing.T) {
 	t.Helper()
@@ -84,9 +98,15 @@ func (w *world) cleanUp(t *testing.T) {
 	}
 	if pins := w.pins(t); len(pins) > 0 {
 		t.Errorf("pins are left: %v", pins)
-		for i := len(pins) - 1; i >= 0; i-- {
-			os.Remove(filepath.Join(pinDir, pins[i]))
-		}
+		w.do(t, func() {
+			for _, pin := range slices.Backward(pins) {
+				os.Remove(filepath.Join(pinDir, pin))
+			}
+		})
+	}
+	if w.sealed != nil {
+		close(w.sealed)
+		return
 	}
 	locks, _ := filepath.Glob(fmt.Sprintf("%s/%d-*", lockDir, w.cookie))
 	for _, l := range locks { // nobody can ask for them any more
@@ -117,16 +137,20 @@ type result struct {
 // xvlan runs the command in this process, in the namespace host.
 func (w *world) xvlan(tb testing.TB, args ...string) result {
 	tb.Helper()
-	return xvlanIn(tb, w.host, args...)
+	return xvlanBy(func(fn func()) { w.do(tb, fn) }, args)
 }
 
 func xvlanIn(tb testing.TB, n *lab.Netns, args ...string) result {
 	tb.Helper()
+	return xvlanBy(func(fn func()) { n.Do(tb, fn) }, args)
+}
+
+func xvlanBy(do func(func()), args []string) result {
 	var (
 		r        result
 		out, err bytes.Buffer
 	)
-	n.Do(tb, func() { r.code = run(args, &out, &err) })
+	do(func() { r.code = run(args, &out, &err) })
 	r.out, r.err = out.String(), err.String()
 	return r
 }
@@ -176,14 +200,14 @@ func wrapped(args ...string) *exec.Cmd {
 	return cmd
 }
 
-// start starts cmd in the namespace of n.
-func start(tb testing.TB, n *lab.Netns, cmd *exec.Cmd) {
+// start starts cmd on a thread that do provides.
+func start(tb testing.TB, do func(testing.TB, func()), cmd *exec.Cmd) {
 	tb.Helper()
-	n.Do(tb, func() {
-		if err := cmd.Start(); err != nil {
-			tb.Fatalf("start %s: %v", cmd, err)
-		}
-	})
+	var err error
+	do(tb, func() { err = cmd.Start() })
+	if err != nil {
+		tb.Fatalf("start %s: %v", cmd, err)
+	}
 }
 
 // wait waits for a command of command or wrapped.
@@ -198,7 +222,7 @@ func wait(tb testing.TB, cmd *exec.Cmd) result {
 // process runs a command of command or wrapped in the namespace host.
 func (w *world) process(tb testing.TB, cmd *exec.Cmd) result {
 	tb.Helper()
-	start(tb, w.host, cmd)
+	start(tb, w.do, cmd)
 	return wait(tb, cmd)
 }
 
@@ -238,8 +262,13 @@ func unmarshal(tb testing.TB, s string, v any) {
 	}
 }
 
-// ping checks that a namespace reaches an address.
-func ping(tb testing.TB, n *lab.Netns, addr string) {
+// ping checks that a namespace reaches an address, from a device if one is
+// named. A packet may be lost where a machine is busy, so it goes on trying.
+func ping(tb testing.TB, n *lab.Netns, dev, addr string) {
 	tb.Helper()
-	n.Run(tb, "ping", "-c1", "-W5", "-q", addr)
+	args := []string{"-c1", "-w20", "-i0.2", "-q", addr}
+	if dev != "" {
+		args = append(args, "-I", dev)
+	}
+	n.Run(tb, "ping", args...)
 }

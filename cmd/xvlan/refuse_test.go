@@ -117,7 +117,7 @@ func TestForeignXDP(t *testing.T) {
 		}
 		w.must(t, "probe eth0")
 		w.must(t, "link add link eth0 c1 netns "+w.inside.Name()+" addr 10.77.0.10/24 up type macvlan mode bridge")
-		ping(t, w.inside, wireAddr)
+		ping(t, w.inside, "", wireAddr)
 		w.must(t, "link del c1")
 		w.same(t, before)
 		held.Close()
@@ -247,12 +247,12 @@ func TestPrivateMounts(t *testing.T) {
 	} {
 		args := append([]string{"ip", "netns", "exec", w.host.Name()}, command(t, strings.Fields(line)...).Args...)
 		cmd := wrapped(args...)
-		start(t, w.wire, cmd)
+		start(t, w.wire.Do, cmd)
 		if r := wait(t, cmd); r.code != exitOK || r.err != "" {
 			t.Errorf("ip netns exec: %s: %+v", line, r)
 		}
 		if line == "link show c1" {
-			ping(t, w.inside, wireAddr)
+			ping(t, w.inside, "", wireAddr)
 		}
 	}
 	w.same(t, before)

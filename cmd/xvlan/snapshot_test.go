@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -32,20 +33,26 @@ func mac(tb testing.TB, s string) net.HardwareAddr {
 // them.
 func (w *world) pins(tb testing.TB) []string {
 	tb.Helper()
-	dirs, err := filepath.Glob(fmt.Sprintf("%s/%d-*", pinDir, w.cookie))
+	var (
+		pins []string
+		err  error
+	)
+	w.do(tb, func() {
+		var dirs []string
+		dirs, err = filepath.Glob(fmt.Sprintf("%s/%d-*", pinDir, w.cookie))
+		for _, dir := range dirs {
+			entries, rerr := os.ReadDir(dir)
+			if rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+				err = rerr
+			}
+			pins = append(pins, filepath.Base(dir))
+			for _, e := range entries {
+				pins = append(pins, filepath.Join(filepath.Base(dir), e.Name()))
+			}
+		}
+	})
 	if err != nil {
 		tb.Fatal(err)
-	}
-	var pins []string
-	for _, dir := range dirs {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			tb.Fatal(err)
-		}
-		pins = append(pins, filepath.Base(dir))
-		for _, e := range entries {
-			pins = append(pins, filepath.Join(filepath.Base(dir), e.Name()))
-		}
 	}
 	return pins
 }
@@ -55,7 +62,7 @@ func (w *world) snapshot(tb testing.TB) []string {
 	tb.Helper()
 	var all []string
 	for _, n := range []*lab.Netns{w.host, w.wire, w.inside} {
-		links, err := n.Handle().LinkList()
+		links, err := whole(n.Handle().LinkList)
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -69,6 +76,15 @@ func (w *world) snapshot(tb testing.TB) []string {
 		all = append(all, "pin "+pin)
 	}
 	return all
+}
+
+// whole repeats a list that a change, of addresses say, has interrupted.
+func whole[T any](list func() ([]T, error)) ([]T, error) {
+	for {
+		if all, err := list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return all, err
+		}
+	}
 }
 
 // describe describes one device.
@@ -89,13 +105,13 @@ func describe(tb testing.TB, n *lab.Netns, l netlink.Link) []string {
 	if a.Xdp != nil && a.Xdp.Attached {
 		add("xdp program %d", a.Xdp.ProgId)
 	}
-	qdiscs, err := n.Handle().QdiscList(l)
+	qdiscs, err := whole(func() ([]netlink.Qdisc, error) { return n.Handle().QdiscList(l) })
 	check(err)
 	for _, q := range qdiscs {
 		add("qdisc %s", q.Type())
 	}
 	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		filters, err := n.Handle().FilterList(l, parent)
+		filters, err := whole(func() ([]netlink.Filter, error) { return n.Handle().FilterList(l, parent) })
 		if errors.Is(err, unix.EINVAL) { // without a qdisc for them
 			continue
 		}
@@ -104,12 +120,12 @@ func describe(tb testing.TB, n *lab.Netns, l netlink.Link) []string {
 			add("filter %s priority %#x", f.Type(), f.Attrs().Priority)
 		}
 	}
-	addrs, err := n.Handle().AddrList(l, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return n.Handle().AddrList(l, netlink.FAMILY_ALL) })
 	check(err)
 	for _, x := range addrs {
 		add("addr %s", x.IPNet)
 	}
-	fdb, err := n.Handle().NeighList(a.Index, unix.AF_BRIDGE)
+	fdb, err := whole(func() ([]netlink.Neigh, error) { return n.Handle().NeighList(a.Index, unix.AF_BRIDGE) })
 	check(err)
 	for _, e := range fdb {
 		if e.HardwareAddr[0]&1 == 0 { // group addresses come and go with IP addresses
@@ -139,16 +155,21 @@ func (w *world) same(tb testing.TB, before []string) {
 	}
 }
 
-// difference lists the lines that only one of two snapshots has.
+// difference lists the lines that one of two snapshots has more often.
 func difference(before, after []string) string {
-	var b strings.Builder
+	count := map[string]int{}
 	for _, l := range before {
-		if !slices.Contains(after, l) {
-			fmt.Fprintf(&b, "- %s\n", l)
-		}
+		count[l]--
 	}
 	for _, l := range after {
-		if !slices.Contains(before, l) {
+		count[l]++
+	}
+	var b strings.Builder
+	for _, l := range slices.Sorted(maps.Keys(count)) {
+		for range -count[l] {
+			fmt.Fprintf(&b, "- %s\n", l)
+		}
+		for range count[l] {
 			fmt.Fprintf(&b, "+ %s\n", l)
 		}
 	}

@@ -3,7 +3,9 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"reflect"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -66,7 +68,7 @@ func TestAddAll(t *testing.T) {
 		if got := fmt.Sprint(l.Addrs); got != fmt.Sprintf("[{%s given} {fd77::10 given}]", subAddr) {
 			t.Errorf("addresses shown: %s", got)
 		}
-		ping(t, w.inside, wireAddr)
+		ping(t, w.inside, "", wireAddr)
 		var addrs []string
 		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 			found, err := w.inside.Handle().AddrList(w.inside.Link(t, "c1"), family)
@@ -157,7 +159,7 @@ func TestSetNetns(t *testing.T) {
 		// What left its namespace has lost its addresses, as with ip.
 		w.inside.Addr(t, "mac1", subAddr+"/24")
 		w.inside.Up(t, "mac1")
-		ping(t, w.inside, wireAddr)
+		ping(t, w.inside, "", wireAddr)
 		w.must(t, "link del mac1")
 		w.same(t, before)
 	}
@@ -256,7 +258,7 @@ func TestJSONLikeIP(t *testing.T) {
 	w := newWorld(t)
 	for _, datapath := range []string{"tc", "kernel"} {
 		w.must(t, "link add --datapath "+datapath+" link eth0 mac1 up mtu 1300 addr 10.77.0.10/24 netns "+w.inside.Name()+" type macvlan mode bridge")
-		ping(t, w.inside, wireAddr)
+		ping(t, w.inside, "", wireAddr)
 		var ours, ips []map[string]any
 		unmarshal(t, w.must(t, "-j -d -s link show mac1"), &ours)
 		unmarshal(t, w.inside.Run(t, "ip", "-j", "-d", "-s", "link", "show", "mac1"), &ips)
@@ -299,4 +301,37 @@ func counters(tb testing.TB, stats any) string {
 	}
 	unmarshal(tb, string(raw), &s)
 	return fmt.Sprintf("%+v", s)
+}
+
+// Whatever a command opens it closes, also when it fails.
+func TestNoLeaks(t *testing.T) {
+	w := newWorld(t)
+	round := func() {
+		for _, line := range []string{
+			"link add link eth0 c1 netns IN addr 10.77.0.10/24 up type macvlan mode bridge",
+			"link add link eth0 c2 type ipvlan mode l2",
+			"link add link eth0 c3 addr 10.77.0.10/24 type macvlan mode bridge",
+			"link add link eth0 c2 netns IN mtu 9000 type ipvlan mode l2", "link add --datapath xdp link eth0 c3 type ipvlan mode l2",
+			"-d -s link show", "-j link show c1", "link show nope", "parent show", "probe eth0", "parent attach eth0 capacity 3",
+			"link set c2 netns IN", "link set c1 netns HOST", "link set c1 netns nope", "link del c1", "link del nope",
+			"parent detach eth0", "parent detach eth0", "link add --datapath kernel link eth0 c1 netns IN type macvlan mode bridge",
+			"link show", "link del c1", "-n HOST link show", "-n IN parent show",
+		} {
+			w.xvlan(t, strings.Fields(strings.NewReplacer("HOST", w.host.Name(), "IN", w.inside.Name()).Replace(line))...)
+		}
+	}
+	open := func() int {
+		fds, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(fds)
+	}
+	defer debug.SetGCPercent(debug.SetGCPercent(-1)) // would close what was forgotten
+	round()
+	before := open()
+	round()
+	if after := open(); after != before {
+		t.Errorf("%d descriptors are open, %d were", after, before)
+	}
 }

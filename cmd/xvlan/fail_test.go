@@ -1,0 +1,71 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// A system call that fails makes the command fail with one line and leave
+// everything as it was, or does not matter.
+func TestFailingCalls(t *testing.T) {
+	for _, s := range scenes {
+		for _, f := range []struct{ errno, only string }{{"ENOMEM", ""}, {"EPERM", "bpf"}} {
+			if f.only != "" && !strings.HasSuffix(s.name, "add") && s.name != "attach" {
+				continue // makes few such calls, or none
+			}
+			t.Run(s.name+" "+f.errno, func(t *testing.T) {
+				t.Parallel()
+				r := newRig(t, s)
+				var calls []call
+				for _, c := range r.calls {
+					if f.only == "" || c.name == f.only {
+						calls = append(calls, c)
+					}
+				}
+				points := calls
+				if os.Getenv(everyCall) == "" {
+					points = sample(calls, 4)
+				}
+				refused := 0
+				for _, c := range points {
+					if r.failAt(t, c, f.errno) {
+						refused++
+					}
+				}
+				t.Logf("%d calls, %d failed, %d of them mattered", len(calls), len(points), refused)
+			})
+		}
+	}
+}
+
+// failAt tells whether the command failed for a call's failing.
+func (r *rig) failAt(t *testing.T, c call, errno string) bool {
+	t.Helper()
+	r.set(t)
+	tr := r.trace(t, r.fill.Replace(r.line), c.inject("error="+errno))
+	at := fmt.Sprintf("%s at %s %d, %.100s", errno, c.name, c.nth, c.text)
+	if !tr.hit {
+		t.Errorf("%s: not come to", at)
+	}
+	if r.removes && tr.code != exitOK {
+		r.must(t, "link show") // whatever comes next removes the rest
+	}
+	now := r.look(t)
+	before, after := difference(r.before, now), difference(r.after, now)
+	switch {
+	case tr.code == exitOK && after != "" && !strings.Contains(r.must(t, "link show"), "datapath kernel"):
+		t.Errorf("%s: succeeds, but not as without:\n%s%s", at, after, tr.err)
+	case tr.code != exitOK:
+		if tr.code != exitFail || !strings.HasPrefix(tr.err, "xvlan: ") || strings.Count(tr.err, "\n") != 1 {
+			t.Errorf("%s: exit status %d\n%s", at, tr.code, tr.err)
+		}
+		if before != "" && after != "" {
+			t.Errorf("%s: neither as before:\n%sor as after:\n%s%s", at, before, after, tr.err)
+		}
+	}
+	r.whole(t)
+	r.reset(t)
+	return tr.code != exitOK
+}
