@@ -36,7 +36,7 @@ build: ## build ./xvlan
 
 .PHONY: install
 install: build ## install xvlan under PREFIX, /usr/local by default
-	install -D -m 0755 xvlan $(DESTDIR)$(PREFIX)/bin/xvlan
+	$(SUDO) install -D -m 0755 xvlan $(DESTDIR)$(PREFIX)/bin/xvlan
 
 .PHONY: demo
 demo: build ## show it at work, in namespaces of its own

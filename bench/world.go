@@ -207,7 +207,11 @@ func (s *side) addXvlans(p plan) (err error) {
 	if p.xdp {
 		want = loader.XDP
 	}
-	if err := s.loader.Attach(parentDev, loader.AttachSpec{Datapath: want, UnknownDrop: p.xdp}); err != nil {
+	unknown := loader.UnknownPass
+	if p.xdp {
+		unknown = loader.UnknownDrop
+	}
+	if err := s.loader.Attach(parentDev, loader.AttachSpec{Datapath: want, Unknown: unknown}); err != nil {
 		return err
 	}
 	for i := 1; i <= p.subs; i++ {

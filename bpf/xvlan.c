@@ -8,9 +8,9 @@
  *   parse    Ethernet header and outer VLAN tag
  *   key      what the frame is looked up by: a MAC, or an IP behind the parent's MAC
  *   look up  key -> id -> sub-interface, if its record is active and of that generation
- *   police   MTU, malformed ARP and ND, who may learn what
  *   count    exactly one verdict a frame, and one more for each copy delivered
  *   deliver  to a sibling's leg, to all legs, to the wire, or on to the host
+ *   police   MTU, malformed ARP and ND, who may learn what
  *
  *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids
  *   xvlan_rx   parent, tc ingress   wire -> sub-interfaces, the rest -> host

@@ -115,7 +115,7 @@ func (h *Host) build(l netlink.Link, dir string, rung Rung, spec AttachSpec) (*p
 		Capacity:    spec.Capacity,
 		Index:       attrs.Index,
 		MTU:         attrs.MTU,
-		UnknownDrop: spec.UnknownDrop,
+		UnknownDrop: spec.Unknown == UnknownDrop,
 		Keep:        spec.Keep,
 		Rung:        rung.Rung,
 		MAC:         attrs.HardwareAddr,
@@ -290,7 +290,10 @@ func (h *Host) Attach(name string, spec AttachSpec) error {
 	if spec.Capacity != 0 && spec.Capacity != p.rec.Capacity {
 		return fmt.Errorf("parent %s: capacity %d: %w: it was attached for %d; detach it first", name, spec.Capacity, ErrExists, p.rec.Capacity)
 	}
-	p.rec.UnknownDrop, p.rec.Keep = spec.UnknownDrop, spec.Keep
+	if spec.Unknown != "" {
+		p.rec.UnknownDrop = spec.Unknown == UnknownDrop
+	}
+	p.rec.Keep = p.rec.Keep || spec.Keep
 	return p.save()
 }
 

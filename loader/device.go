@@ -90,7 +90,8 @@ func openSpace(name string) (*space, error) {
 	} else {
 		s.nl, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
 	}
-	if errors.Is(err, unix.EPERM) {
+	// The netlink library keeps the error's text only.
+	if err != nil && strings.Contains(err.Error(), unix.EPERM.Error()) {
 		s.close()
 		return nil, fmt.Errorf("enter netns %s: %w: it takes CAP_SYS_ADMIN", name, ErrPrivilege)
 	}

@@ -167,7 +167,17 @@ func (h *Host) Probe(parent string) (*Probe, error) {
 	return p, nil
 }
 
-func noXDP(err error) string { return fmt.Sprintf("no native XDP: %v", err) }
+// noXDP says why native XDP cannot be had, in few words.
+func noXDP(err error) string {
+	var errno unix.Errno
+	switch {
+	case errors.Is(err, ebpf.ErrNotSupported), errors.Is(err, unix.EOPNOTSUPP):
+		return "no native XDP: the driver has none"
+	case errors.As(err, &errno):
+		return fmt.Sprintf("no native XDP: the driver refuses it as the device is set up (%v)", errno)
+	}
+	return fmt.Sprintf("no native XDP: %v", err)
+}
 
 // tryXDP attaches a program that passes everything, and detaches it.
 func tryXDP(index int) error {

@@ -293,8 +293,8 @@ func (h *Host) eachSpace(fn func(s *space, here int) error) error {
 	defer self.Close()
 	for _, e := range entries {
 		s, err := openSpace(e.Name())
-		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) {
-			continue // deleted meanwhile, or a name without a namespace yet
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrPrivilege) {
+			continue // deleted meanwhile, a name without a namespace yet, or not ours to enter
 		}
 		if err != nil {
 			return err

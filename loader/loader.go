@@ -131,12 +131,22 @@ func classOf(mode maps.Mode, flag maps.Class) maps.Class {
 	return flag
 }
 
+// Unknown is what becomes of unicast that is neither the parent's nor a
+// sub-interface's.
+type Unknown string
+
+// The policies for it.
+const (
+	UnknownPass Unknown = "pass" // on to what else hangs on the parent, and to the host
+	UnknownDrop Unknown = "drop"
+)
+
 // AttachSpec describes how a parent is to be attached.
 type AttachSpec struct {
-	Datapath    Datapath
-	Capacity    uint32 // 0: DefaultCapacity
-	UnknownDrop bool   // drop unicast that is neither the parent's nor a sub-interface's
-	Keep        bool   // stay attached when the last sub-interface goes
+	Datapath Datapath
+	Capacity uint32  // 0: DefaultCapacity
+	Unknown  Unknown // "": as it is, or UnknownPass
+	Keep     bool    // stay attached when the last sub-interface goes
 }
 
 // minMTU is the least an IPv4 device can have, RFC 791.

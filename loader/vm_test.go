@@ -278,7 +278,7 @@ func TestCardXDP(t *testing.T) {
 			}
 			before := state(t, c.host.ns, c.host.dev)
 			err := c.try(t, func(h *Host) error {
-				return h.Attach(c.host.dev, AttachSpec{Datapath: XDP, UnknownDrop: true})
+				return h.Attach(c.host.dev, AttachSpec{Datapath: XDP, Unknown: UnknownDrop})
 			})
 			switch {
 			case err == nil:

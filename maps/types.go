@@ -219,6 +219,14 @@ func (s *Stats) Drops() Counter {
 	return sum
 }
 
+// DroppedRX counts the packets for a sub-interface that did not reach it.
+func (s *Stats) DroppedRX() uint64 { return s[DropFanout].Packets + s[DropReturned].Packets }
+
+// DroppedTX counts the packets it sent that went nowhere.
+func (s *Stats) DroppedTX() uint64 {
+	return s[DropMalformed].Packets + s[DropMTU].Packets + s[DropMode].Packets
+}
+
 // Sub is one sub-interface's record.
 type Sub struct {
 	State    State

@@ -15,10 +15,11 @@ import (
 
 func (a *app) linkCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "link",
-		Short: "Make, change, remove and show sub-interfaces",
-		RunE:  func(_ *cobra.Command, args []string) error { return a.show(args) },
-		Args:  cobra.ArbitraryArgs,
+		Use:     "link",
+		Aliases: []string{"l"},
+		Short:   "Make, change, remove and show sub-interfaces",
+		RunE:    func(_ *cobra.Command, args []string) error { return a.show(args) },
+		Args:    cobra.ArbitraryArgs,
 	}
 	var datapath string
 	add := &cobra.Command{
@@ -36,8 +37,10 @@ func (a *app) linkCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if spec.Datapath, err = parseDatapath(datapath); err != nil {
-				return err
+			if datapath != "" {
+				if spec.Datapath, err = parseDatapath(datapath); err != nil {
+					return err
+				}
 			}
 			return a.with(func(h *loader.Host) error { return h.Add(spec) })
 		},
@@ -173,11 +176,21 @@ func parseAdd(args []string) (loader.LinkSpec, error) {
 			spec.Netns = w.value(word)
 		case "up":
 			spec.Up = true
+		case "datapath":
+			if d, err := parseDatapath(w.value(word)); err != nil {
+				w.fail(err)
+			} else {
+				spec.Datapath = d
+			}
 		case "type":
 			kind = w.value(word)
 		default:
 			if spec.Name != "" {
-				return spec, usagef("%s: not known here; see `xvlan link add --help`", word)
+				hint := "see `xvlan link add --help`"
+				if spec.Parent == "" {
+					hint = "the parent is said with: link PARENT"
+				}
+				return spec, usagef("%s: not known here; %s", word, hint)
 			}
 			spec.Name = word
 		}
@@ -256,7 +269,7 @@ func parseSelector(args []string, target string) (sel loader.Selector, to string
 		case sel.Name == "":
 			sel.Name = word
 		default:
-			w.fail(usagef("%s: not known here", word))
+			w.fail(usagef("%s: not known here; other changes are made with `ip link set`", word))
 		}
 	}
 	if w.err == nil && sel.Name == "" {

@@ -93,7 +93,7 @@ each sub-interface. It takes the words of ip link:
 		return fmt.Errorf("%w; see `%s --help`: %w", err, c.CommandPath(), errUsage)
 	})
 	f := cmd.PersistentFlags()
-	f.StringVarP(&a.netns, "netns", "n", "", "act in this network namespace, as `ip -n NETNS`")
+	f.StringVarP(&a.netns, "netns", "n", "", "act in this network namespace, as ip -n does")
 	f.BoolVarP(&a.json, "json", "j", false, "print JSON")
 	f.BoolVarP(&a.details, "details", "d", false, "show more")
 	f.BoolVarP(&a.stats, "statistics", "s", false, "show counters")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -63,7 +64,7 @@ the last. Attached by name it stays, and takes a policy and a capacity.`,
 func exactly(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != 1 {
-			return usagef("%s: say one %s", cmd.CommandPath(), what)
+			return usagef("%s: say one, as in `%s %s`", strings.ToLower(what), cmd.CommandPath(), what)
 		}
 		return nil
 	}
@@ -84,8 +85,9 @@ func parseAttach(args []string) (string, loader.AttachSpec, error) {
 		case word == "unknown":
 			switch v := w.value(word); v {
 			case "drop":
-				spec.UnknownDrop = true
+				spec.Unknown = loader.UnknownDrop
 			case "pass":
+				spec.Unknown = loader.UnknownPass
 			default:
 				w.fail(usagef("unknown %q: pass or drop", v))
 			}

@@ -49,10 +49,10 @@ func (a *app) printLink(l loader.Link) {
 	}
 	fmt.Fprintf(a.out, "\n    link/ether %s brd ff:ff:ff:ff:ff:ff\n", l.MAC)
 	fmt.Fprintf(a.out, "    %s mode %s%s datapath %s", l.Kind, l.Mode, modeOptions(l), l.Rung)
-	for _, x := range l.Addrs {
-		fmt.Fprintf(a.out, " addr %s (%s)", x.Addr, x.Origin)
-	}
 	fmt.Fprintln(a.out)
+	for _, x := range l.Addrs {
+		fmt.Fprintf(a.out, "    addr %s %s\n", x.Addr, x.Origin)
+	}
 	if a.details {
 		fmt.Fprintf(a.out, "    datapath reason: %s\n", l.Rung.Reason)
 		if l.ID != 0 {
@@ -95,15 +95,18 @@ func delivery(p maps.Place) string {
 func (a *app) printStats(s maps.Stats) {
 	var drops []string
 	for _, v := range maps.Verdicts() {
-		if (v.IsDrop() || v == maps.LearnDup) && s[v].Packets > 0 {
+		if v.IsDrop() && s[v].Packets > 0 {
 			drops = append(drops, fmt.Sprintf("%s %d", v, s[v].Packets))
 		}
 	}
 	w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', tabwriter.AlignRight)
-	fmt.Fprintf(w, "    \tbytes\tpackets\t\n")
-	fmt.Fprintf(w, "    RX:\t%d\t%d\t\n", s[maps.RX].Bytes, s[maps.RX].Packets)
-	fmt.Fprintf(w, "    TX:\t%d\t%d\t\n", s[maps.TX].Bytes, s[maps.TX].Packets)
+	fmt.Fprintf(w, "    \tbytes\tpackets\tdropped\t\n")
+	fmt.Fprintf(w, "    RX:\t%d\t%d\t%d\t\n", s[maps.RX].Bytes, s[maps.RX].Packets, s.DroppedRX())
+	fmt.Fprintf(w, "    TX:\t%d\t%d\t%d\t\n", s[maps.TX].Bytes, s[maps.TX].Packets, s.DroppedTX())
 	w.Flush()
+	if n := s[maps.LearnDup].Packets; n > 0 {
+		fmt.Fprintf(a.out, "    addresses not learned, others have them: %d\n", n)
+	}
 	if len(drops) > 0 {
 		fmt.Fprintf(a.out, "    drops: %s\n", strings.Join(drops, ", "))
 	}
@@ -193,10 +196,8 @@ func linksJSON(links []loader.Link) []linkJSON {
 		for _, x := range l.Addrs {
 			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String()})
 		}
-		j.Stats.RX = directionJSON{counterJSON{l.Stats[maps.RX].Bytes, l.Stats[maps.RX].Packets},
-			l.Stats[maps.DropFanout].Packets + l.Stats[maps.DropReturned].Packets}
-		j.Stats.TX = directionJSON{counterJSON{l.Stats[maps.TX].Bytes, l.Stats[maps.TX].Packets},
-			l.Stats[maps.DropMalformed].Packets + l.Stats[maps.DropMTU].Packets + l.Stats[maps.DropMode].Packets}
+		j.Stats.RX = directionJSON{counterJSON{l.Stats[maps.RX].Bytes, l.Stats[maps.RX].Packets}, l.Stats.DroppedRX()}
+		j.Stats.TX = directionJSON{counterJSON{l.Stats[maps.TX].Bytes, l.Stats[maps.TX].Packets}, l.Stats.DroppedTX()}
 		all = append(all, j)
 	}
 	return all

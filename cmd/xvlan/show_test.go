@@ -114,7 +114,9 @@ func TestGoldenLinks(t *testing.T) {
 	golden(t, "link show", w.must(t, "link show"), `
 2: m1@eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 state UP netns NETNS-in
     link/ether 02:00:00:00:77:10 brd ff:ff:ff:ff:ff:ff
-    macvlan mode bridge datapath tc addr 10.77.0.10 (given) addr 10.77.0.11 (given)
+    macvlan mode bridge datapath tc
+    addr 10.77.0.10 given
+    addr 10.77.0.11 given
 4: i1@eth0: <BROADCAST,MULTICAST> mtu 1400 state DOWN
     link/ether 02:00:00:00:77:20 brd ff:ff:ff:ff:ff:ff
     ipvlan mode l2 bridge datapath tc
@@ -122,27 +124,31 @@ func TestGoldenLinks(t *testing.T) {
 	golden(t, "link show -d -s", w.must(t, "-d -s link show"), `
 2: m1@eth0: <BROADCAST,MULTICAST,UP,LOWER_UP> mtu 1500 state UP netns NETNS-in
     link/ether 02:00:00:00:77:10 brd ff:ff:ff:ff:ff:ff
-    macvlan mode bridge datapath tc addr 10.77.0.10 (given) addr 10.77.0.11 (given)
+    macvlan mode bridge datapath tc
+    addr 10.77.0.10 given
+    addr 10.77.0.11 given
     datapath reason: veth: native XDP would make its peer give up TSO
     id 1 host leg xv2-1 wire mac 02:00:00:00:77:10 delivery peer
-           bytes  packets
-      RX:    200        2
-      TX:   1000        1
+           bytes  packets  dropped
+      RX:    200        2        0
+      TX:   1000        1        1
     drops: drop_mtu 1
 4: i1@eth0: <BROADCAST,MULTICAST> mtu 1400 state DOWN
     link/ether 02:00:00:00:77:20 brd ff:ff:ff:ff:ff:ff
     ipvlan mode l2 bridge datapath tc
     datapath reason: veth: native XDP would make its peer give up TSO
     id 2 host leg xv2-2 wire mac 02:00:00:00:77:01 delivery leg
-           bytes  packets
-      RX:      0        0
-      TX:      0        0
+           bytes  packets  dropped
+      RX:      0        0        0
+      TX:      0        0        0
 `)
 	w.inside.Run(t, "ip", "link", "set", "m1", "down")
 	golden(t, "link show m1", w.must(t, "link show m1"), `
 2: m1@eth0: <BROADCAST,MULTICAST> mtu 1500 state DOWN netns NETNS-in
     link/ether 02:00:00:00:77:10 brd ff:ff:ff:ff:ff:ff
-    macvlan mode bridge datapath tc addr 10.77.0.10 (given) addr 10.77.0.11 (given)
+    macvlan mode bridge datapath tc
+    addr 10.77.0.10 given
+    addr 10.77.0.11 given
 `)
 	w.must(t, "parent detach eth0")
 }
