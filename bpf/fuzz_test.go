@@ -54,7 +54,6 @@ type fuzzed struct {
 	out    []byte
 	own    []hit // fates counted at the parent, or at the sender
 	others []hit
-	sole   hit // a single such hit of this frame
 }
 
 func fuzzRun(t *testing.T, w *world, prog string, from uint32, frame []byte) (r fuzzed) {

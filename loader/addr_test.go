@@ -283,6 +283,9 @@ func TestAddrYield(t *testing.T) {
 			s.wire.ns.Addr(t, s.wire.dev, a.String())
 			s.wire.announce(t, a.Addr())
 			s.waitOrigin(t, ip1, 0, a.Addr())
+			lab.Eventually(t, "mac1 hears the announcement", func() bool {
+				return mac1.neighbour(t, a.Addr()).String() == s.wire.mac(t).String()
+			})
 			mac1.ping(t, a.Addr())
 			ip2.ping(t, a.Addr())
 		}

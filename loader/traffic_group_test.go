@@ -101,6 +101,7 @@ func TestGroups(t *testing.T) {
 	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
+		drops := backlogDrops(t)
 		var stations []*station
 		for _, e := range s.all() {
 			stations = append(stations, join(t, e))
@@ -125,7 +126,7 @@ func TestGroups(t *testing.T) {
 				}
 			}
 		}
-		compare(t, stations, want)
+		compare(t, drops, stations, want)
 	})
 }
 
@@ -140,9 +141,9 @@ func (s *site) hears(to, from *end) bool {
 	return true
 }
 
-// compare waits until everything wanted is there, and a moment longer for what
+// compare waits until everything wanted is there, drops being the machine's before, and a moment longer for what
 // is not wanted.
-func compare(t *testing.T, stations []*station, want map[*station]map[string]int) {
+func compare(t *testing.T, drops uint64, stations []*station, want map[*station]map[string]int) {
 	t.Helper()
 	missing := func() (texts []string) {
 		for _, st := range stations {
@@ -159,6 +160,7 @@ func compare(t *testing.T, stations []*station, want map[*station]map[string]int
 	deadline := time.Now().Add(socketTime)
 	for len(missing()) > 0 {
 		if time.Now().After(deadline) {
+			lossless(t, drops)
 			t.Fatalf("did not come: %q", missing())
 		}
 		time.Sleep(time.Millisecond)
@@ -181,6 +183,7 @@ func TestHairpin(t *testing.T) {
 		s := newSite(t, r, siteOption{})
 		s.host.offload(t, "tx", "off") // no checksum is left to a card
 		s.populate(t)
+		drops := backlogDrops(t)
 		wire := s.wire.ns.Capture(t, s.wire.dev)
 		var stations []*station
 		for _, e := range s.all() {
@@ -199,7 +202,7 @@ func TestHairpin(t *testing.T) {
 				}
 			}
 		}
-		compare(t, stations, want)
+		compare(t, drops, stations, want)
 		for _, f := range s.received(t, wire) {
 			s.wire.ns.Send(t, s.wire.dev, f.Data)
 		}
@@ -207,6 +210,6 @@ func TestHairpin(t *testing.T) {
 		for _, from := range stations[2:] {
 			want[stations[0]]["hello from "+from.name] = 1
 		}
-		compare(t, stations, want)
+		compare(t, drops, stations, want)
 	})
 }

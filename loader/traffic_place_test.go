@@ -59,6 +59,7 @@ func TestMoves(t *testing.T) {
 			home := *e
 			home.ns = s.host.ns
 			e.moveTo(t, &home)
+			s.settle(t, &home)
 			home.ping(t, s.wire.ip4.Addr())
 			home.ping(t, s.wire.ip6.Addr())
 			if r.datapath != Kernel {
@@ -74,13 +75,10 @@ func TestMoves(t *testing.T) {
 				}
 			}
 			home.moveTo(t, e)
+			s.settle(t, e)
 			e.ping(t, s.wire.ip4.Addr())
 			e.ping(t, s.wire.ip6.Addr())
-			if r.datapath == Kernel || kernelFrom(t, 6, 2) {
-				s.checkPlace(t, e, maps.Away)
-			} else { // the program cannot see it, and goes on by the host leg
-				s.checkPlace(t, e, maps.Local)
-			}
+			s.checkPlace(t, e, maps.Away)
 			s.wire.ping(t, e.ip4.Addr())
 		}
 	})
@@ -92,6 +90,7 @@ func (e *end) moveTo(t *testing.T, to *end) {
 	e.ns.Run(t, "ip", "link", "set", e.dev, "netns", to.ns.Name())
 	to.ns.Addr(t, to.dev, to.ip4.String(), to.ip6.String())
 	to.ns.Up(t, to.dev)
+	to.settle(t)
 }
 
 func (s *site) checkPlace(t *testing.T, e *end, want maps.Place) {

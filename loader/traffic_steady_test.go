@@ -20,6 +20,7 @@ type flow struct {
 	arrived  chan struct{}
 	seen     []int // how often each number came; read after arrived is closed
 	in, out  *net.UDPConn
+	drops    uint64 // of the machine, before
 }
 
 // startFlow begins to send.
@@ -28,7 +29,8 @@ func startFlow(t *testing.T, from, to *end) *flow {
 	f := &flow{
 		from: from, to: to,
 		stop: make(chan struct{}), sent: make(chan uint32, 1), arrived: make(chan struct{}),
-		in: to.udp(t, to.ip4.Addr(), 0), out: from.udp(t, from.ip4.Addr(), 0),
+		drops: backlogDrops(t),
+		in:    to.udp(t, to.ip4.Addr(), 0), out: from.udp(t, from.ip4.Addr(), 0),
 	}
 	go f.send()
 	go f.receive()
@@ -103,6 +105,7 @@ func (f *flow) check(t *testing.T) {
 		}
 	}
 	if len(lost)+len(twice) > 0 {
+		lossless(t, f.drops)
 		t.Errorf("of %d datagrams from %s to %s %d were lost and %d came twice: %v %v",
 			sent, f.from.name, f.to.name, len(lost), len(twice), lost, twice)
 	}

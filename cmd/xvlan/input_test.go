@@ -205,15 +205,3 @@ func TestWrongInput(t *testing.T) {
 		w.must(t, "parent detach "+parent)
 	}
 }
-
-// arpProbe returns a question for who has 10.77.0.254, by which sub-interfaces
-// are known to have the address they ask from.
-func arpProbe(tb testing.TB, from []byte, sender string) []byte {
-	tb.Helper()
-	frame := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, from...)
-	frame = append(frame, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
-	frame = append(frame, from...)
-	frame = append(frame, ip4(tb, sender)...)
-	frame = append(frame, 0, 0, 0, 0, 0, 0)
-	return append(frame, ip4(tb, wireAddr)...)
-}
