@@ -101,7 +101,7 @@ func onRungs(t *testing.T, rungs []rungCase, test func(t *testing.T, r rungCase)
 	t.Helper()
 	for _, r := range rungs {
 		t.Run(strings.ReplaceAll(r.name, " ", "-"), func(t *testing.T) {
-			if r.datapath != Kernel && !r.legacyTC && !hasTCX(t) {
+			if r.datapath != Kernel && !r.legacyTC && !kernelFrom(t, 6, 6) {
 				t.Skip("tcx needs Linux 6.6")
 			}
 			if r.datapath == Kernel && !lab.HasKind(t, r.kinds[0].String()) {
@@ -110,16 +110,6 @@ func onRungs(t *testing.T, rungs []rungCase, test func(t *testing.T, r rungCase)
 			test(t, r)
 		})
 	}
-}
-
-// hasTCX tells whether the kernel should have tcx.
-func hasTCX(t testing.TB) bool {
-	t.Helper()
-	major, minor, err := lab.KernelVersion()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return major > 6 || major == 6 && minor >= 6
 }
 
 // An end is a place that sends and receives: the host, the wire or a

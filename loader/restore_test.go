@@ -179,7 +179,7 @@ func (s *site) crowd(t *testing.T) []*counterProg {
 	s.host.ns.Run(t, "tc", "qdisc", "add", "dev", parentDev, "clsact")
 	progs := []*counterProg{newCounter(t)}
 	progs[0].filter(t, s)
-	if hasTCX(t) {
+	if kernelFrom(t, 6, 6) {
 		progs = append(progs, newCounter(t))
 		progs[1].tcx(t, s)
 	}
@@ -277,7 +277,7 @@ func TestBehindOurs(t *testing.T) {
 			s.host.ns.Run(t, "tc", "qdisc", "add", "dev", parentDev, "clsact")
 		}
 		others[0].filter(t, s)
-		if hasTCX(t) {
+		if kernelFrom(t, 6, 6) {
 			others = append(others, newCounter(t))
 			others[1].tcx(t, s)
 		}
