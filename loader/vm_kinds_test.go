@@ -211,49 +211,20 @@ func TestKernelRungIpvlan(t *testing.T) {
 	listed()
 }
 
-// TestClsact finds the qdisc after the last sub-interface as it was before the
-// first, and others' filters on it.
-func TestClsact(t *testing.T) {
+// TestIngressQdisc attaches by a filter to the older kind of qdisc that others
+// have put where clsact would be.
+func TestIngressQdisc(t *testing.T) {
+	lab.NeedTool(t, "tc")
 	s := newSite(t, onClsact, siteOption{})
+	s.host.ns.Run(t, "tc", "qdisc", "add", "dev", parentDev, "ingress")
+	before := state(t, s.host.ns, parentDev)
 	e := s.subs[0]
-	tc := func(args string) { s.host.ns.Run(t, "tc", strings.Fields(args)...) }
-	theirs := newCounter(t)
-	const noClsact = "qdisc del dev " + parentDev + " clsact"
-	comeAndGo := func(t *testing.T, meanwhile func()) {
-		t.Helper()
-		s.addAtOnce(t, e, e.ip4, e.ip6)
-		if got := state(t, s.host.ns, s.host.dev); !strings.Contains(got, "xvlan direct-action") {
-			t.Errorf("no filter of ours:\n%s", got)
-		}
-		e.ping(t, s.wire.ip4.Addr())
-		meanwhile()
-		s.del(t, e)
-		s.checkGone(t)
+	s.addAtOnce(t, e, e.ip4, e.ip6)
+	if got := state(t, s.host.ns, parentDev); !strings.Contains(got, "xvlan direct-action") {
+		t.Errorf("no filter of ours:\n%s", got)
 	}
-	nothing := func() {}
-	bare := state(t, s.host.ns, s.host.dev)
-
-	t.Run("ours", func(t *testing.T) {
-		comeAndGo(t, nothing)
-		checkState(t, s.host.ns, s.host.dev, bare)
-	})
-	t.Run("ours, then others use it", func(t *testing.T) {
-		comeAndGo(t, func() { theirs.filter(t, s) })
-		after := state(t, s.host.ns, s.host.dev)
-		if !strings.Contains(after, "others direct-action") || strings.Contains(after, "xvlan") {
-			t.Errorf("filters are not the others' alone:\n%s", after)
-		}
-		tc(noClsact)
-		checkState(t, s.host.ns, s.host.dev, bare)
-	})
-	for _, qdisc := range []string{"clsact", "ingress"} {
-		t.Run("others' "+qdisc, func(t *testing.T) {
-			tc("qdisc add dev " + parentDev + " " + qdisc)
-			theirs.filter(t, s)
-			before := state(t, s.host.ns, s.host.dev)
-			comeAndGo(t, nothing)
-			checkState(t, s.host.ns, s.host.dev, before)
-			tc("qdisc del dev " + parentDev + " " + qdisc)
-		})
-	}
+	e.ping(t, s.wire.ip4.Addr())
+	s.del(t, e)
+	checkState(t, s.host.ns, parentDev, before)
+	s.checkGone(t)
 }
