@@ -177,7 +177,7 @@ func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
 	if nsid >= 0 {
 		req.AddData(nl.NewRtAttr(unix.IFA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid))))
 	}
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
+	msgs, err := whole(func() ([][]byte, error) { return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of device %d: %w", index, err)
 	}
