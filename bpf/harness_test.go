@@ -33,8 +33,9 @@ const (
 
 // Last bytes of addresses that stand in the address maps besides.
 const (
-	reserved = 200 // the host's
-	taught   = 100 // learned for ipAway
+	reserved  = 200 // the host's
+	taught    = 100 // learned for ipAway
+	inherited = 101 // learned for who had ipHere's id before
 )
 
 const generation = 7
@@ -48,6 +49,8 @@ type world struct {
 	meta   bpf.XvlanParent
 	subs   map[uint32]bpf.XvlanSub
 	dests  []entry // what stands in by_ip4 and by_ip6 at first
+
+	sources map[uint32][]mac // lists of those in source mode
 
 	crowded bool // every slot is shared
 }
@@ -153,6 +156,8 @@ var usualDests = []entry{
 	{0, ip6Of(reserved), 0, 0, bpf.XvlanDestFlagDEST_RESERVED},
 	{0, ip4Of(taught), ipAway, generation, bpf.XvlanDestFlagDEST_LEARNED},
 	{0, ip6Of(taught), ipAway, generation, bpf.XvlanDestFlagDEST_LEARNED},
+	{0, ip4Of(inherited), ipHere, generation - 1, bpf.XvlanDestFlagDEST_LEARNED},
+	{0, ip6Of(inherited), ipHere, generation - 1, bpf.XvlanDestFlagDEST_LEARNED},
 }
 
 // give enters the sub-interface's two addresses as given ones.
@@ -172,7 +177,7 @@ func (w *world) genOf(id uint32) uint32 {
 // enter makes the maps what the world says and forgets everything else.
 func (w *world) enter(tb testing.TB) {
 	tb.Helper()
-	for _, name := range []string{bpf.XvlanMapByMac, bpf.XvlanMapByIp4, bpf.XvlanMapByIp6, bpf.XvlanMapByLeg} {
+	for _, name := range []string{bpf.XvlanMapByMac, bpf.XvlanMapByIp4, bpf.XvlanMapByIp6, bpf.XvlanMapByLeg, bpf.XvlanMapBySrc} {
 		w.clear(tb, name)
 	}
 	w.put(tb, bpf.XvlanMapMeta, uint32(0), w.meta)
@@ -199,6 +204,11 @@ func (w *world) enter(tb testing.TB) {
 	}
 	for _, e := range w.dests {
 		w.putEntry(tb, e)
+	}
+	for id, list := range w.sources {
+		for _, m := range list {
+			w.put(tb, bpf.XvlanMapBySrc, bpf.XvlanSrcKey{Id: id, Mac: m}, uint32(1))
+		}
 	}
 	w.clearStats(tb)
 }

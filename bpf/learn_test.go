@@ -48,6 +48,7 @@ func learnIP4() []frameCase {
 		learns(claim("VLAN's given address, untagged", ip4Of(ipVLAN)), ip4Of(ipVLAN)),
 		duplicate(claim("of the record pending", ip4Of(pending))),
 		learns(claim("of a former owner", ip4Of(stale)), ip4Of(stale)),
+		learns(claim("of the id's former owner", ip4Of(inherited)), ip4Of(inherited)),
 		learns(claim("of the record free", ip4Of(free)), ip4Of(free)),
 		masked("own learned address", ipAway, func(m mac) []byte {
 			return whoHas(m, ip4Of(taught), ip4Of(99))
@@ -94,6 +95,7 @@ func learnIP6() []frameCase {
 		learns(claim("VLAN's given address, untagged", ip6Of(ipVLAN)), ip6Of(ipVLAN)),
 		duplicate(claim("of the record pending", ip6Of(pending))),
 		learns(claim("of a former owner", ip6Of(stale)), ip6Of(stale)),
+		learns(claim("of the id's former owner", ip6Of(inherited)), ip6Of(inherited)),
 		learns(claim("of the record free", ip6Of(free)), ip6Of(free)),
 		masked("own learned address", ipAway, ask(ip6Of(taught)), shouted),
 		sent("MAC-keyed", macAway, set(answer(macOf(macAway)), 0, routerMAC[:]...)),

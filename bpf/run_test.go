@@ -30,6 +30,8 @@ const (
 	fanout    = bpf.XvlanVerdictVERDICT_DROP_FANOUT
 	malformed = bpf.XvlanVerdictVERDICT_DROP_MALFORMED
 	overMTU   = bpf.XvlanVerdictVERDICT_DROP_MTU
+	returned  = bpf.XvlanVerdictVERDICT_DROP_RETURNED
+	modes     = bpf.XvlanVerdictVERDICT_DROP_MODE
 	inactive  = bpf.XvlanVerdictVERDICT_DROP_INACTIVE
 	learnDup  = bpf.XvlanVerdictVERDICT_LEARN_DUP
 )
@@ -125,18 +127,20 @@ type frameCase struct {
 // check runs a case in a world that is as it was entered.
 func (c *frameCase) check(t *testing.T, w *world, prog string) {
 	t.Helper()
-	w.enter(t)
-	ret, out := w.run(t, prog, c.from, c.frame, c.gso)
-	if ret != c.ret {
-		t.Errorf("returned %d, want %d", int32(ret), int32(c.ret))
-	}
-	wantHits(t, w, len(c.frame), c.hits...)
-	want := c.out
-	if want == nil {
-		want = c.frame
-	}
-	wantBytes(t, out, want)
-	wantEntries(t, w, c.news, c.gone)
+	undisturbed(t, func(tb testing.TB) {
+		w.enter(tb)
+		ret, out := w.run(tb, prog, c.from, c.frame, c.gso)
+		if ret != c.ret {
+			tb.Errorf("returned %d, want %d", int32(ret), int32(c.ret))
+		}
+		wantHits(tb, w, len(c.frame), c.hits...)
+		want := c.out
+		if want == nil {
+			want = c.frame
+		}
+		wantBytes(tb, out, want)
+		wantEntries(tb, w, c.news, c.gone)
+	})
 }
 
 // completed puts a frame's figures into the hits that have none, and orders
