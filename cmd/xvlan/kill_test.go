@@ -34,6 +34,8 @@ var scenes = []scene{
 	{name: "first add", line: addFirst},
 	{name: "first add, xdp", line: addFirst + " --datapath xdp"},
 	{name: "first add, kernel", line: addFirst + " --datapath kernel"},
+	{name: "first add, passthru", line: "link add link eth0 c1 addr 10.77.0.10/24 netns IN up type macvlan mode passthru"},
+	{name: "first add, source", line: strings.Replace(addFirst, "mode bridge", "mode source macaddr add "+wireMAC, 1)},
 	{name: "second add", prepare: []string{addFirst}, line: addOther},
 	{name: "second add, kernel", prepare: []string{addFirst + " --datapath kernel"}, line: addThird},
 	{name: "del of two", prepare: []string{addFirst, addOther}, line: "link del c2", removes: true},

@@ -130,6 +130,10 @@ func TestNoRoot(t *testing.T) {
 	lab.Veth(t, w.host, "eth1", w.wire, "w1")
 	w.must(t, "link add link eth0 c1 type macvlan mode bridge")
 	before := w.snapshot(t)
+	coverage := t.TempDir() // where a test binary with coverage writes
+	if err := os.Chmod(coverage, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	for line, want := range map[string]string{
 		"link add link eth0 c2 type macvlan mode bridge":                   "not permitted|root",
 		"link add --datapath kernel link eth1 c2 type macvlan mode bridge": "not permitted|root",
@@ -151,6 +155,7 @@ func TestNoRoot(t *testing.T) {
 			cmd := command(t, strings.Fields(line)...)
 			// By that name the file is found whoever may look into its folder.
 			cmd.Path = "/proc/self/exe"
+			cmd.Env = append(cmd.Env, "GOCOVERDIR="+coverage)
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 			r := w.process(t, cmd)
 			if r.code == exitOK {
