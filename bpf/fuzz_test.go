@@ -15,6 +15,7 @@ func tableFrames() [][]byte {
 		rxByMAC(), rxByIP(), rxOddIP(), rxNeighbour(), rxGroup(), rxAsked(), rxClaims(),
 		txMAC(), txAsked(), txInactive(), txIP(), txARP(), txBadARP(), txND(), txNDOptions(), txOddND(),
 		learnIP4(), learnIP6(), learnLimits(),
+		modesFromWire(), modesReturned(), modesTx(),
 	} {
 		for _, c := range cases {
 			frames = append(frames, c.frame)
@@ -26,7 +27,9 @@ func tableFrames() [][]byte {
 // FuzzPrograms looks for frames that are changed where they must not be, and
 // for frames that are not counted exactly once.
 func FuzzPrograms(f *testing.F) {
-	w := usualWorld(f)
+	w, moded := usualWorld(f), modesWorld(f)
+	moded.meta.Sources = 0 // their copies come besides
+	moded.put(f, bpf.XvlanMapMeta, uint32(0), moded.meta)
 	for _, frame := range tableFrames() {
 		f.Add(frame)
 	}
@@ -44,6 +47,10 @@ func FuzzPrograms(f *testing.F) {
 			fuzzTx(t, w, from, frame)
 		}
 		fuzzInactive(t, w, frame)
+		fuzzRx(t, moded, frame)
+		for _, from := range []uint32{mBridge, mVEPA, mPrivate, iBridge, iPrivate} {
+			fuzzTx(t, moded, from, frame)
+		}
 	})
 }
 
@@ -113,20 +120,24 @@ func fuzzRx(t *testing.T, w *world, frame []byte) {
 	case r.ret == actNext && r.is(passed) && (group && r.copied() || len(r.others) == 0):
 	case r.ret == actDrop && r.is(unknown) && len(r.others) == 0 && !group && w.meta.Policy != 0:
 	case r.ret == actRedir && len(r.own) == 0 && r.alone():
+	case r.ret == actDrop && len(r.own) == 0 && len(r.others) == 1 && r.others[0].verdict == returned && !group:
 	default:
 		t.Errorf("rx returned %d and counted %v %v", int32(r.ret), r.own, r.others)
 	}
-	wantBytes(t, r.out, readdress(&r, frame))
+	wantBytes(t, r.out, readdress(w, &r, frame))
 }
 
 // readdress puts the inner MAC of an IP-keyed sub-interface into a unicast
 // frame that goes to it by its host leg.
-func readdress(r *fuzzed, frame []byte) []byte {
-	if frame[0]&1 == 0 && r.alone() && r.others[0].id == ipHere {
-		m := macOf(ipHere)
-		return set(frame, 0, m[:]...)
+func readdress(w *world, r *fuzzed, frame []byte) []byte {
+	if frame[0]&1 != 0 || !r.alone() {
+		return frame
 	}
-	return frame
+	to := w.subs[r.others[0].id]
+	if to.Kind != bpf.XvlanSubKindKIND_IPVLAN || to.Place != bpf.XvlanSubPlacePLACE_LOCAL {
+		return frame
+	}
+	return set(frame, 0, to.Mac[:]...)
 }
 
 func fuzzTx(t *testing.T, w *world, from uint32, frame []byte) {
@@ -135,11 +146,11 @@ func fuzzTx(t *testing.T, w *world, from uint32, frame []byte) {
 	group := frame[0]&1 != 0
 	switch {
 	case r.ret == actRedir && r.is(tx) && (group && r.copied() || r.alone() || len(r.others) == 0):
-	case r.ret == actDrop && r.is(overMTU, malformed) && len(r.others) == 0:
+	case r.ret == actDrop && r.is(overMTU, malformed, modes) && len(r.others) == 0:
 	default:
 		t.Errorf("tx from %d returned %d and counted %v %v", from, int32(r.ret), r.own, r.others)
 	}
-	want := readdress(&r, frame)
+	want := readdress(w, &r, frame)
 	if w.subs[from].Kind == bpf.XvlanSubKindKIND_IPVLAN && !r.is(overMTU) {
 		want = rewritten(t, want, r.out)
 	}

@@ -855,6 +855,8 @@ int xvlan_rx(struct __sk_buff *skb)
 	if (!sub && m->passthru) {
 		id = m->passthru;
 		sub = bpf_map_lookup_elem(&subs, &id);
+		if (sub && sub->state != SUB_ACTIVE)
+			sub = NULL;
 	}
 	if (sub)
 		return deliver(skb, sub, id, size);
