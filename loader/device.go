@@ -88,7 +88,7 @@ func openSpace(name string) (*space, error) {
 	if s.own { // needs no privilege to enter
 		s.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 	} else {
-		s.nl, err = netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+		s.nl, err = handleIn(f)
 	}
 	// The netlink library keeps the error's text only.
 	if err != nil && strings.Contains(err.Error(), unix.EPERM.Error()) {
@@ -100,6 +100,29 @@ func openSpace(name string) (*space, error) {
 		return nil, fmt.Errorf("netns %s: %w: not a network namespace: %w", name, ErrInvalid, err)
 	}
 	return s, nil
+}
+
+// handleIn opens netlink in another network namespace. The netlink library
+// does not tell when it could not come back, and all that follows would act on
+// the wrong devices: a second try must succeed.
+func handleIn(f *os.File) (*netlink.Handle, error) {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open own netns: %w", err)
+	}
+	defer home.Close()
+	handle, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
+	back, serr := sameFile(home, "/proc/thread-self/ns/net")
+	if serr == nil && !back {
+		serr = netns.Set(netns.NsHandle(home.Fd()))
+	}
+	if serr != nil {
+		if handle != nil {
+			handle.Close()
+		}
+		return nil, errors.Join(fmt.Errorf("return to own netns: %w", serr), err)
+	}
+	return handle, err
 }
 
 func sameFile(f *os.File, path string) (bool, error) {
