@@ -11,6 +11,8 @@ import (
 
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/lab"
 	"github.com/xvlan/xvlan/maps"
@@ -190,7 +192,9 @@ func TestAddrRefused(t *testing.T) {
 				}
 			}
 		}
-		s.addAtOnce(t, ip2, ip2.ip4, ip2.ip6) // nothing was spoilt
+		// Nothing was spoilt, and what the host has no more is free.
+		s.host.ns.Run(t, "ip", "addr", "del", elsewhere.String(), "dev", "lo")
+		s.addAtOnce(t, ip2, ip2.ip4, ip2.ip6, netip.PrefixFrom(elsewhere, 32))
 		ip2.ping(t, s.wire.ip4.Addr())
 		ip2.ping(t, ip1.ip6.Addr())
 	})
@@ -296,4 +300,67 @@ func TestAddrYield(t *testing.T) {
 		s.checkOrigin(t, ip2, maps.Given, ip2.addrs()...)
 		s.checkOrigin(t, ip1, 0, ip2.addrs()...)
 	})
+}
+
+// TestAddrDAD takes addresses that a sub-interface has, with duplicate address
+// detection on: the owner is asked and objects, and nobody but the owner is
+// ever learned to have them.
+func TestAddrDAD(t *testing.T) {
+	lab.NeedTool(t, "ping")
+	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		mac1, mac2, ip1, ip2 := s.sub(t, "mac1"), s.sub(t, "mac2"), s.sub(t, "ip1"), s.sub(t, "ip2")
+		s.addAtOnce(t, mac1)
+		s.addAtOnce(t, mac2, mac2.ip6)
+		s.addAtOnce(t, ip1, ip1.ip6)
+		s.addAtOnce(t, ip2)
+		_, taught := spare(100)
+		ip1.detectDuplicates(t, "1000")
+		ip1.ns.Run(t, "ip", "addr", "add", taught.String(), "dev", ip1.dev)
+		ip1.settle(t)
+		s.checkOrigin(t, ip1, 0, taught.Addr()) // the probe has no sender
+		s.wire.ping(t, taught.Addr())
+		s.checkOrigin(t, ip1, maps.Learned, taught.Addr())
+
+		claimants := []*end{s.wire, mac1, ip2}
+		taken := []netip.Prefix{mac2.ip6, ip1.ip6, taught}
+		for _, e := range claimants {
+			e.detectDuplicates(t, "4000") // as much time for an objection to come
+			for _, a := range taken {
+				e.ns.Run(t, "ip", "addr", "add", a.String(), "dev", e.dev)
+			}
+		}
+		for _, e := range claimants {
+			for _, a := range taken {
+				lab.Eventually(t, e.name+" finds "+a.String()+" taken", func() bool { return e.flags(t, a)&unix.IFA_F_DADFAILED != 0 })
+			}
+		}
+		s.checkOrigin(t, ip2, 0, ip1.ip6.Addr(), mac2.ip6.Addr(), taught.Addr())
+		s.checkOrigin(t, ip1, maps.Learned, taught.Addr())
+	})
+}
+
+// detectDuplicates turns detection on for an end's device: for each address it
+// asks once, and waits so many milliseconds.
+func (e *end) detectDuplicates(t *testing.T, wait string) {
+	t.Helper()
+	e.ns.Sysctl(t, "net.ipv6.conf.all.accept_dad", "1")
+	e.ns.Sysctl(t, "net.ipv6.conf."+e.dev+".accept_dad", "1")
+	e.ns.Sysctl(t, "net.ipv6.conf."+e.dev+".router_solicitation_delay", "0") // detection's, too
+	e.ns.Sysctl(t, "net.ipv6.neigh."+e.dev+".retrans_time_ms", wait)
+}
+
+// flags are an address's, 0 if the end does not have it.
+func (e *end) flags(t testing.TB, a netip.Prefix) int {
+	t.Helper()
+	addrs, err := e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_ALL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, have := range addrs {
+		if ip, _ := netip.AddrFromSlice(have.IP); ip.Unmap() == a.Addr() {
+			return have.Flags
+		}
+	}
+	return 0
 }
