@@ -63,7 +63,8 @@ func (s *space) close() {
 // ID, as `ip link set netns` does; "" is the calling thread's own.
 func openSpace(name string) (*space, error) {
 	path := filepath.Join("/run/netns", name)
-	if pid, err := strconv.Atoi(name); err == nil && pid > 0 {
+	_, unnamed := os.Stat(path) // a number may be a name, too
+	if pid, err := strconv.Atoi(name); err == nil && pid > 0 && unnamed != nil {
 		path = fmt.Sprintf("/proc/%d/ns/net", pid)
 	} else if name == "" {
 		path = "/proc/thread-self/ns/net"
