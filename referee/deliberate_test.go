@@ -86,6 +86,24 @@ var deliberate = []difference{
 		what:   "a private sub-interface receives nothing from its siblings, even where a switch reflects it; the kernel keeps only group-addressed frames away",
 		reason: "it is what ip-link(8) says of the mode",
 	},
+	{
+		pairs: "ipvlan_l2_private.*", rungs: bpfRungs, scenarios: "[AB] .*", lines: "-[AB] cannot send .*",
+		where:  "ipvlan l2 private",
+		what:   "what is for a sibling is dropped and counted; the kernel fails the sender's call as well",
+		reason: "it is dropped behind the veth pair, where the sender's call has ended",
+	},
+	{
+		pairs: "ipvlan_l2_(private|vepa).*", rungs: bpfRungs, scenarios: "[AB] .*", lines: "-[AB] (HOST|BROADCAST|MULTICAST).*",
+		where:  "ipvlan l2 private and vepa",
+		what:   "no frame goes from one sub-interface to another directly; the kernel spreads group-addressed ones all the same, and lets unicast with a priority tag through",
+		reason: "it is what ip-link(8) says of the flags",
+	},
+	{
+		pairs: "ipvlan_l2_vepa.*", rungs: bpfRungs, scenarios: "wire udp4 to broadcast with its IP from [AB]'s MAC", lines: "[+][AB] BROADCAST",
+		where:  "ipvlan l2 vepa",
+		what:   "group-addressed frames of a sub-interface reach its siblings when the switch returns them; the kernel spreads them before, and not then",
+		reason: "with vepa the switch is to see all traffic, and may filter it",
+	},
 }
 
 // defects are differences that are to go: each is to be taken out when it is
@@ -125,6 +143,12 @@ var defects = []difference{
 		pairs: "macvlan_passthru.*", rungs: bpfRungs, scenarios: "wire .* from (A|host)'s MAC", lines: "[+]host (BROADCAST|MULTICAST)",
 		where: "macvlan passthru", what: "the host receives group-addressed frames from the shared MAC; the kernel gives them to the sub-interface alone",
 		reason: "they are taken for the host's own",
+	},
+	{
+		pairs: "ipvlan_l2_private.*", rungs: bpfRungs, scenarios: "wire udp4 to broadcast with its IP from [AB]'s MAC",
+		lines: "-host BROADCAST|[+][AB] BROADCAST",
+		where: "ipvlan l2 private", what: "a group-addressed frame that comes back goes to its sender and not to the host; the kernel gives it to the host alone",
+		reason: "macvlan's rule for private is applied to ipvlan, too",
 	},
 	{
 		pairs: ipvlans, rungs: bpfRungs, scenarios: "[AB] .*", lines: "-host('s VLAN device)? (HOST|OTHERHOST).*|[+]wire OTHERHOST.*",
