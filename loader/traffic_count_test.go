@@ -100,6 +100,12 @@ func TestPingCounts(t *testing.T) {
 		if r.datapath == Kernel {
 			return
 		}
+		for _, e := range s.subs { // what goes by a leg costs a turn more
+			leg := s.link(t, e).Leg
+			if n := s.host.ns.Link(t, leg).Attrs().Statistics.TxPackets; n > 0 {
+				t.Errorf("%d packets for %s went by %s", n, e.name, leg)
+			}
+		}
 		// What the host has exchanged with the wire has passed.
 		stats := s.parentStats(t)
 		for _, v := range maps.Verdicts() {

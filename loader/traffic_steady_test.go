@@ -141,3 +141,46 @@ func TestHostUndisturbed(t *testing.T) {
 		s.checkGone(t)
 	})
 }
+
+// TestSiblingsUndisturbed lets sub-interfaces exchange datagrams with the wire
+// and each other while more of them come, talk, move and go.
+func TestSiblingsUndisturbed(t *testing.T) {
+	lab.NeedTool(t, "ping")
+	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		var stay, come []*end
+		for i, e := range s.subs {
+			if i%2 == 0 {
+				s.addByHand(t, e, e.ip4, e.ip6)
+				stay = append(stay, e)
+			} else {
+				come = append(come, e)
+			}
+		}
+		ends := append(stay, s.wire)
+		var flows []*flow
+		for _, a := range ends {
+			for _, b := range ends {
+				if a != b {
+					a.ping(t, b.ip4.Addr())
+					flows = append(flows, startFlow(t, a, b))
+				}
+			}
+		}
+		for range 2 {
+			for _, e := range come {
+				s.addAtOnce(t, e, e.ip4, e.ip6)
+				e.ping(t, s.wire.ip4.Addr())
+				away := *e
+				away.ns = stay[0].ns
+				e.moveTo(t, &away)
+				away.ping(t, s.wire.ip4.Addr())
+				s.sweep(t)
+				s.del(t, &away)
+			}
+		}
+		for _, f := range flows {
+			f.check(t)
+		}
+	})
+}
