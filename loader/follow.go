@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -31,21 +32,39 @@ func (p *parent) follow() error {
 			learned[a.ID] = append(learned[a.ID], a.Addr)
 		}
 	}
+	has := map[maps.ID]map[netip.Addr]bool{} // what the devices of IP-keyed ones have
 	for i, s := range subs {
+		id := maps.ID(i)
 		if s.State != maps.Active {
 			continue
 		}
-		if err := p.followOne(maps.ID(i), s, learned[maps.ID(i)]); err != nil {
+		addrs, err := p.followOne(id, s)
+		if err != nil {
 			return fmt.Errorf("follow %s: %w", s.Name, err)
+		}
+		if addrs == nil {
+			continue
+		}
+		has[id] = addrs
+		if err := p.unlearn(learned[id], addrs); err != nil {
+			return err
+		}
+	}
+	// Only when all that is gone is forgotten: it may have gone to a sibling.
+	for id, addrs := range has {
+		if err := p.relearn(id, subs[id], learned[id], addrs); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (p *parent) followOne(id maps.ID, sub maps.Sub, learned []netip.Addr) error {
+// followOne follows an inner leg's place and MAC, and returns the addresses of
+// an IP-keyed one's; nil if it is gone.
+func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error) {
 	nsid, inner, err := p.h.inner(sub.Leg, legName(p.rec.Index, id))
 	if inner == nil || err != nil {
-		return err // gone meanwhile: the next sweep's
+		return nil, err // gone meanwhile: the next sweep's
 	}
 	place := maps.Local
 	if nsid >= 0 {
@@ -54,18 +73,18 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub, learned []netip.Addr) error
 	if place != sub.Place {
 		sub.Place = place
 		if err := p.maps.PutSub(id, sub); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if inner.Attrs().HardwareAddr.String() != sub.MAC.String() && sub.Mode != maps.Passthru {
-		if sub, err = p.rekey(id, sub, inner); err != nil {
-			return err
+		if err = p.rekey(id, sub, inner); err != nil {
+			return nil, err
 		}
 	}
 	if sub.Kind != maps.Ipvlan {
-		return nil
+		return nil, nil
 	}
-	return p.relearn(id, sub, nsid, inner.Attrs().Index, learned)
+	return addrsIn(nsid, inner.Attrs().Index)
 }
 
 // inner finds the other end of a host leg, and the id of its network
@@ -91,58 +110,54 @@ func (h *Host) inner(leg int, name string) (nsid int, inner netlink.Link, err er
 
 // rekey gives a sub-interface the MAC that its device has been given. One that
 // a sibling has is not taken over.
-func (p *parent) rekey(id maps.ID, sub maps.Sub, inner netlink.Link) (maps.Sub, error) {
-	old := sub
+func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
+	sub := old
 	sub.MAC = inner.Attrs().HardwareAddr
 	if !sub.Keyed() {
-		return sub, p.maps.PutSub(id, sub)
+		return p.maps.PutSub(id, sub)
 	}
 	err := p.maps.PutMAC(0, sub.MAC, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given})
 	if errors.Is(err, ebpf.ErrKeyExist) {
 		p.h.log.Warn("a sub-interface has been given its sibling's mac", "parent", p.rec.Name, "name", sub.Name, "mac", sub.MAC)
-		return old, nil
+		return nil
 	}
-	if err != nil {
-		return old, err
-	}
-	if sub, err = p.openParent(id, sub, true); err != nil {
-		return old, errors.Join(err, p.maps.DeleteMAC(0, sub.MAC), p.maps.PutSub(id, old))
-	}
-	if err := p.maps.PutSub(id, sub); err != nil {
-		return old, err
-	}
-	if err := errors.Join(p.maps.DeleteMAC(0, old.MAC), p.closeParent(old)); err != nil {
-		return sub, err
-	}
-	for _, s := range []maps.Sub{old, sub} {
-		if err := p.reindex(s); err != nil {
-			return sub, err
-		}
-	}
-	return sub, nil
-}
-
-// relearn forgets the learned addresses that the device no longer has, and
-// enters those that it has not spoken from yet.
-func (p *parent) relearn(id maps.ID, sub maps.Sub, nsid, index int, learned []netip.Addr) error {
-	has, err := addrsIn(nsid, index)
 	if err != nil {
 		return err
 	}
-	count := len(learned)
+	if sub, err = p.openParent(id, sub, true); err != nil {
+		return errors.Join(err, p.maps.DeleteMAC(0, sub.MAC), p.maps.PutSub(id, old))
+	}
+	if err := p.maps.PutSub(id, sub); err != nil {
+		return err
+	}
+	return errors.Join(p.maps.DeleteMAC(0, old.MAC), p.closeParent(old), p.reindex(old), p.reindex(sub))
+}
+
+// unlearn forgets the learned addresses that the device no longer has.
+func (p *parent) unlearn(learned []netip.Addr, has map[netip.Addr]bool) error {
 	for _, a := range learned {
 		if has[a] {
-			delete(has, a)
 			continue
 		}
-		count--
 		if err := p.maps.DeleteAddr(0, a); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+// relearn enters the addresses that the device has and has not spoken from
+// yet, as many of a family as could be learned otherwise.
+func (p *parent) relearn(id maps.ID, sub maps.Sub, learned []netip.Addr, has map[netip.Addr]bool) error {
+	held := map[bool]int{} // by whether they are IPv4
+	for _, a := range learned {
+		if has[a] {
+			held[a.Is4()]++
+		}
+	}
 	for a := range has {
-		if count >= 2*bpf.LearnSlots { // as many as both families can learn
-			return nil
+		if held[a.Is4()] >= bpf.LearnSlots || slices.Contains(learned, a) {
+			continue
 		}
 		err := p.maps.PutAddr(0, a, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Learned})
 		if errors.Is(err, ebpf.ErrKeyExist) {
@@ -151,7 +166,7 @@ func (p *parent) relearn(id maps.ID, sub maps.Sub, nsid, index int, learned []ne
 		if err != nil {
 			return err
 		}
-		count++
+		held[a.Is4()]++
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/maps"
@@ -104,6 +105,15 @@ var kernelModes = map[maps.Mode]netlink.MacvlanMode{
 	maps.Source:   netlink.MACVLAN_MODE_SOURCE,
 }
 
+// rawModes are the same as the kernel numbers them.
+var rawModes = map[maps.Mode]uint32{
+	maps.Private:  nl.MACVLAN_MODE_PRIVATE,
+	maps.VEPA:     nl.MACVLAN_MODE_VEPA,
+	maps.Bridge:   nl.MACVLAN_MODE_BRIDGE,
+	maps.Passthru: nl.MACVLAN_MODE_PASSTHRU,
+	maps.Source:   nl.MACVLAN_MODE_SOURCE,
+}
+
 var kernelFlags = map[maps.Class]netlink.IPVlanFlag{
 	maps.ClassBridge:  netlink.IPVLAN_FLAG_BRIDGE,
 	maps.ClassPrivate: netlink.IPVLAN_FLAG_PRIVATE,
@@ -116,6 +126,28 @@ const (
 	macvlanNoDst     = 2
 )
 
+// setData changes one attribute of a device's driver and nothing else; the
+// netlink library would send all that it knows of the device. ns is where the
+// device is, netns.None() for here.
+func setData(ns netns.NsHandle, l netlink.Link, attr int, value []byte) error {
+	sock, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer sock.Close()
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(l.Attrs().Index)
+	req.AddData(msg)
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated(l.Type()))
+	info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(attr, value)
+	req.AddData(info)
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
 // setFlags sets a new macvlan's flags and sources.
 func (h *Host) setFlags(l netlink.Link, spec *LinkSpec) error {
 	var flags uint16
@@ -126,15 +158,7 @@ func (h *Host) setFlags(l netlink.Link, spec *LinkSpec) error {
 		flags |= macvlanNoDst
 	}
 	if flags != 0 {
-		req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
-		msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-		msg.Index = int32(l.Attrs().Index)
-		req.AddData(msg)
-		info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-		info.AddRtAttr(nl.IFLA_INFO_KIND, nl.NonZeroTerminated("macvlan"))
-		info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(nl.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flags))
-		req.AddData(info)
-		if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		if err := setData(netns.None(), l, nl.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flags)); err != nil {
 			return fmt.Errorf("set macvlan flags: %w", err)
 		}
 	}

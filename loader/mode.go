@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"net"
 
-	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 
 	"github.com/xvlan/xvlan/maps"
 )
@@ -122,16 +123,15 @@ func (h *Host) setKernelMode(k kernelLink, c ModeChange) error {
 		return err
 	}
 	defer s.close()
-	if c.Mode != 0 || c.Flag != 0 {
-		change := k.link
-		switch dev := change.(type) {
-		case *netlink.Macvlan:
-			dev.Mode = kernelModes[c.Mode]
-		case *netlink.IPVlan:
-			dev.Flag = kernelFlags[c.Flag]
+	ns := netns.NsHandle(s.file.Fd())
+	if c.Mode != 0 && l.Kind == maps.Macvlan {
+		if err := setData(ns, k.link, nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(rawModes[c.Mode])); err != nil {
+			return fmt.Errorf("change mode of %s: %w", l.Name, err)
 		}
-		if err := s.nl.LinkModify(change); err != nil {
-			return fmt.Errorf("change %s: %w", l.Name, err)
+	}
+	if c.Flag != 0 {
+		if err := setData(ns, k.link, nl.IFLA_IPVLAN_FLAG, nl.Uint16Attr(uint16(kernelFlags[c.Flag]))); err != nil {
+			return fmt.Errorf("change flag of %s: %w", l.Name, err)
 		}
 	}
 	if c.Source == nil {
