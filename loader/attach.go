@@ -285,7 +285,10 @@ func (h *Host) Attach(name string, spec AttachSpec) error {
 	}
 	defer p.close()
 	if made {
-		return p.refresh()
+		if err := p.refresh(); err != nil {
+			return errors.Join(err, h.teardown(p.rec.Index, p.dir))
+		}
+		return nil
 	}
 	if spec.Capacity != 0 && spec.Capacity != p.rec.Capacity {
 		return fmt.Errorf("parent %s: capacity %d: %w: it was attached for %d; detach it first", name, spec.Capacity, ErrExists, p.rec.Capacity)
