@@ -26,7 +26,8 @@ func TestFailingCalls(t *testing.T) {
 				}
 				points := calls
 				if os.Getenv(everyCall) == "" {
-					points = sample(calls, 4)
+					changing, rest := partition(calls)
+					points = append(sample(changing, 3), sample(rest, 2)...)
 				}
 				refused := 0
 				for _, c := range points {
@@ -38,6 +39,18 @@ func TestFailingCalls(t *testing.T) {
 			})
 		}
 	}
+}
+
+// partition tells the calls that change something from the rest.
+func partition(calls []call) (changing, rest []call) {
+	for _, c := range calls {
+		if c.changes() {
+			changing = append(changing, c)
+		} else {
+			rest = append(rest, c)
+		}
+	}
+	return changing, rest
 }
 
 // failAt tells whether the command failed for a call's failing.
@@ -61,8 +74,8 @@ func (r *rig) failAt(t *testing.T, c call, errno string) bool {
 		if tr.code != exitFail || !strings.HasPrefix(tr.err, "xvlan: ") || strings.Count(tr.err, "\n") != 1 {
 			t.Errorf("%s: exit status %d\n%s", at, tr.code, tr.err)
 		}
-		if before != "" && after != "" {
-			t.Errorf("%s: neither as before:\n%sor as after:\n%s%s", at, before, after, tr.err)
+		if before != "" && (after != "" || !r.removes && !r.moves) {
+			t.Errorf("%s: not as before:\n%s%s", at, before, tr.err)
 		}
 	}
 	r.whole(t)

@@ -39,7 +39,7 @@ func TestCapacity(t *testing.T) {
 	r.says(t, "parent eth0|all 2|higher capacity")
 	w.same(t, full)
 	// Whose place is free again is taken by the next.
-	w.must(t, "link del c1")
+	w.must(t, "link del c2")
 	w.must(t, "link add link eth0 c3 type ipvlan mode l2")
 	for _, l := range w.links(t) {
 		if l.ID < 1 || l.ID > 2 {

@@ -2,15 +2,19 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"reflect"
 	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/lab"
 )
@@ -58,7 +62,8 @@ func TestAddAll(t *testing.T) {
 	w := newWorld(t)
 	before := w.snapshot(t)
 	w.inside.Sysctl(t, "net.ipv6.conf.default.disable_ipv6", "0")
-	for _, where := range []string{w.inside.Name(), w.inside.Path()} {
+	pid := strconv.Itoa(w.inside.Start(t, "sleep", "1000").Process.Pid)
+	for _, where := range []string{w.inside.Name(), w.inside.Path(), pid} {
 		w.must(t, fmt.Sprintf("link add link eth0 name c1 address %s addr %s/24 addr fd77::10/64 mtu 1400 netns %s up type macvlan mode bridge",
 			subMAC, subAddr, where))
 		l := w.links(t)[0]
@@ -87,6 +92,44 @@ func TestAddAll(t *testing.T) {
 		w.must(t, "link del c1")
 		w.same(t, before)
 	}
+}
+
+// A namespace may be called by a number, even by one that is a process.
+func TestNumberedNetns(t *testing.T) {
+	w := seal(t)
+	name := strconv.Itoa(os.Getpid())
+	w.do(t, func() {
+		path := filepath.Join(filepath.Dir(w.inside.Path()), name)
+		if err := errors.Join(os.WriteFile(path, nil, 0o444), unix.Mount(w.inside.Path(), path, "", unix.MS_BIND, "")); err != nil {
+			t.Error(err)
+		}
+	})
+	w.must(t, "link add link eth0 c1 netns "+name+" type macvlan mode bridge")
+	w.inside.Link(t, "c1")
+	w.must(t, "link del c1")
+}
+
+// A name that several have is that of the one in this namespace, if it is
+// there; else one is asked which.
+func TestSameNameElsewhere(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot(t)
+	for _, netns := range []string{w.inside.Name(), w.wire.Name(), w.host.Name()} {
+		w.must(t, "link add link eth0 c1 netns "+netns+" type macvlan mode bridge")
+	}
+	w.must(t, "link del c1")
+	for _, l := range w.links(t) {
+		if l.Netns == "" {
+			t.Errorf("del has left the one here")
+		}
+	}
+	r := w.xvlan(t, "link", "del", "c1")
+	r.refused(t, exitFail)
+	r.says(t, "c1|netns "+w.inside.Name()+"|netns "+w.wire.Name())
+	w.must(t, "link del c1 netns "+w.wire.Name())
+	w.must(t, "link set c1 netns "+w.host.Name())
+	w.must(t, "link del c1")
+	w.same(t, before)
 }
 
 func TestDelWords(t *testing.T) {
