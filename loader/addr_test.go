@@ -70,7 +70,7 @@ func (e *end) announce(t testing.TB, a netip.Addr) {
 	eth.EthernetType, eth.DstMAC = layers.EthernetTypeIPv6, net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
 	ip := &layers.IPv6{
 		Version: 6, NextHeader: layers.IPProtocolICMPv6, HopLimit: 255,
-		SrcIP: a.AsSlice(), DstIP: net.IPv6linklocalallnodes,
+		SrcIP: linkLocal(mac), DstIP: net.IPv6linklocalallnodes,
 	}
 	icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeNeighborAdvertisement, 0)}
 	icmp.SetNetworkLayerForChecksum(ip)
@@ -78,6 +78,11 @@ func (e *end) announce(t testing.TB, a netip.Addr) {
 		Flags: 0x20, TargetAddress: a.AsSlice(), // override
 		Options: layers.ICMPv6Options{{Type: layers.ICMPv6OptTargetAddress, Data: mac}},
 	})
+}
+
+// linkLocal is the address that a device makes of its MAC, RFC 4291.
+func linkLocal(mac net.HardwareAddr) net.IP {
+	return net.IP{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}
 }
 
 // send puts a frame together and sends it as it stands.
