@@ -168,15 +168,23 @@ var defects = []difference{
 	},
 }
 
-// markdown is the table of deliberate differences for people to read.
+// markdown is both tables for people to read.
 func markdown() string {
 	var b strings.Builder
 	b.WriteString("<!-- made by: go test ./referee -run TestDocs -write -->\n")
 	b.WriteString("# Where xvlan differs from the kernel's macvlan and ipvlan\n\n")
-	b.WriteString("Everything else that the referee tries comes out the same on every rung: who receives a frame, how often,\nwith which bytes and as which packet type. On the kernel rung all of it does.\n\n")
+	b.WriteString("All else that the referee tries comes out the same on the tc and xdp rungs: who receives a frame, how often,\nwith which bytes and as which packet type. On the kernel rung these do, too.\n\n")
 	b.WriteString("| where | what xvlan does | why |\n|---|---|---|\n")
-	for _, d := range deliberate {
-		fmt.Fprintf(&b, "| %s | %s | %s |\n", d.where, d.what, d.reason)
+	writeRows(&b, deliberate)
+	if len(defects) > 0 {
+		b.WriteString("\n## Defects\n\nThese are to go.\n\n| where | what | cause |\n|---|---|---|\n")
+		writeRows(&b, defects)
 	}
 	return b.String()
+}
+
+func writeRows(b *strings.Builder, all []difference) {
+	for _, d := range all {
+		fmt.Fprintf(b, "| %s | %s | %s |\n", d.where, d.what, d.reason)
+	}
 }
