@@ -13,8 +13,11 @@ struct {
 	__type(value, struct parent);
 } meta SEC(".maps");
 
+/* Mappable only to begin on a page: else the kernel's header before it puts
+ * every record across two cache lines. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct sub);
