@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,22 +13,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cpus are the two CPUs that everything runs on, which may be the same, and
-// the kernel's threads there for softirqs that did not end within their share.
+// cpus are the two CPUs that everything runs on, which may be the same.
 type cpus struct {
 	main, other int
-	schedstat   map[int]string // by CPU
+	soft        kthreads // ksoftirqd on them
 }
 
 // findCPUs chooses the last two that this process may use: the first one has
-// most of the machine's interrupts. Where the kernel's threads are not to be
-// seen, what they do goes uncounted.
+// most of the machine's interrupts.
 func findCPUs() (*cpus, error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
 		return nil, fmt.Errorf("read CPU affinity: %w", err)
 	}
-	c := &cpus{main: -1, schedstat: map[int]string{}}
+	c := &cpus{main: -1}
 	for cpu := range len(set) * 64 {
 		if set.IsSet(cpu) {
 			c.other, c.main = c.main, cpu
@@ -36,50 +35,62 @@ func findCPUs() (*cpus, error) {
 	if c.other < 0 {
 		c.other = c.main
 	}
+	var err error
+	c.soft, err = findKthreads(fmt.Sprintf("ksoftirqd/%d\n", c.main), fmt.Sprintf("ksoftirqd/%d\n", c.other))
+	return c, err
+}
+
+// kthreads are kernel threads' /proc/PID/schedstat.
+type kthreads []string
+
+// findKthreads finds those whose names, and the newline behind, begin so. Where they are not to be seen,
+// what they do goes uncounted.
+func findKthreads(prefixes ...string) (kthreads, error) {
 	all, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
+	var k kthreads
 	for _, path := range all {
 		comm, err := os.ReadFile(path)
 		if err != nil {
-			continue // the process has ended
+			continue // it has ended
 		}
-		n, ok := strings.CutPrefix(strings.TrimSpace(string(comm)), "ksoftirqd/")
-		if cpu, err := strconv.Atoi(n); ok && err == nil {
-			c.schedstat[cpu] = filepath.Dir(path) + "/schedstat"
+		if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(string(comm), p) }) {
+			k = append(k, filepath.Join(filepath.Dir(path), "schedstat"))
 		}
 	}
-	return c, nil
+	return k, nil
 }
 
-// soft is what the kernel's softirq threads of both CPUs have run for.
-func (c *cpus) soft() (time.Duration, error) {
+// time is what they have run for. Those that have ended are taken to be idle:
+// a worker ends after minutes without work.
+func (k kthreads) time() (time.Duration, error) {
 	var sum time.Duration
-	for cpu, path := range c.schedstat {
-		if cpu != c.main && cpu != c.other {
+	for _, path := range k {
+		stat, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue
 		}
-		stat, err := os.ReadFile(path)
 		if err != nil {
-			return 0, fmt.Errorf("read time of ksoftirqd/%d: %w", cpu, err)
+			return 0, fmt.Errorf("read CPU time: %w", err)
 		}
 		ns, _, _ := strings.Cut(string(stat), " ")
 		d, err := strconv.ParseInt(ns, 10, 64)
 		if err != nil {
-			return 0, fmt.Errorf("read time of ksoftirqd/%d: %w", cpu, err)
+			return 0, fmt.Errorf("read CPU time in %s: %w", path, err)
 		}
 		sum += time.Duration(d)
 	}
 	return sum, nil
 }
 
-// cost is the CPU time that threads and softirqs took while fn ran. A softirq
-// raised in a system call runs at its end, on the caller's time; one that does
-// not end there goes on in ksoftirqd.
-func (c *cpus) cost(fn func() error, threads ...int) (time.Duration, error) {
+// cost is the CPU time that threads of this process and of the kernel took
+// while fn ran. A softirq raised in a system call runs at its end, on the
+// caller's time; what does not end there goes on in ksoftirqd.
+func cost(fn func() error, kernel kthreads, threads ...int) (time.Duration, error) {
 	sum := func() (time.Duration, error) {
-		total, err := c.soft()
+		total, err := kernel.time()
 		for _, tid := range threads {
 			d, terr := threadTime(tid)
 			total += d

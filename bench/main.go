@@ -41,6 +41,7 @@ var cases = []testCase{
 	{"receive", (*bench).receive},
 	{"nobody", (*bench).nobody},
 	{"send", (*bench).send},
+	{"broadcast", (*bench).broadcast},
 }
 
 func caseNames() string {

@@ -110,13 +110,8 @@ func (k *sink) close() error {
 	return errors.Join(append(errs, k.prog.Close(), k.count.Close())...)
 }
 
-const (
-	// liveFrames is BPF_F_TEST_XDP_LIVE_FRAMES: verdicts are carried out.
-	liveFrames = 2
-	// batch is how many frames are under way at once: as many as a poll of
-	// a NIC takes, and less than a veth's ring holds.
-	batch = 64
-)
+// liveFrames is BPF_F_TEST_XDP_LIVE_FRAMES: verdicts are carried out.
+const liveFrames = 2
 
 // A generator sends frames out of a device as XDP frames: no socket, no copy,
 // and all of it on the caller's CPU time.
@@ -127,7 +122,7 @@ type generator struct {
 
 // newGenerator makes one for the device with this index; 0 drops each frame at
 // once. Receivers, a power of two, are addressed in turn: the last byte of the
-// destination MAC goes from 1 to that number.
+// destination MAC goes from 1 to that number; 0 leaves it as it is.
 func newGenerator(ifindex, receivers int) (*generator, error) {
 	next, err := newCounter()
 	if err != nil {
@@ -145,9 +140,12 @@ func newGenerator(ifindex, receivers int) (*generator, error) {
 		asm.Mov.Reg(asm.R3, asm.R1),
 		asm.Add.Imm(asm.R3, 1),
 		asm.StoreMem(asm.R5, 0, asm.R3, asm.DWord),
-		asm.And.Imm(asm.R1, int32(receivers-1)),
-		asm.Add.Imm(asm.R1, 1),
-		asm.StoreMem(asm.R2, 5, asm.R1, asm.Byte),
+	}
+	if receivers > 0 {
+		insns = append(insns,
+			asm.And.Imm(asm.R1, int32(receivers-1)),
+			asm.Add.Imm(asm.R1, 1),
+			asm.StoreMem(asm.R2, 5, asm.R1, asm.Byte))
 	}
 	if ifindex > 0 {
 		insns = append(insns, asm.Mov.Imm(asm.R1, int32(ifindex)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call())
@@ -160,10 +158,10 @@ func newGenerator(ifindex, receivers int) (*generator, error) {
 	return &generator{next: next, prog: prog}, nil
 }
 
-// send makes n frames, in the network namespace of the calling thread. A
-// signal may make it more.
-func (g *generator) send(frame []byte, n int) error {
-	_, err := g.prog.Run(&ebpf.RunOptions{Data: frame, Repeat: uint32(n), Flags: liveFrames, BatchSize: batch})
+// send makes n frames, so many at once, in the network namespace of the calling
+// thread. A signal may make it more.
+func (g *generator) send(frame []byte, n, batch int) error {
+	_, err := g.prog.Run(&ebpf.RunOptions{Data: frame, Repeat: uint32(n), Flags: liveFrames, BatchSize: uint32(batch)})
 	if errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("generate frames: %w: it takes Linux 5.18", err)
 	}

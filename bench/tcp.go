@@ -98,7 +98,7 @@ func (s *stream) turn() ([]float64, error) {
 	before := s.received.Load()
 	start := time.Now()
 	var took time.Duration
-	cost, err := s.cpus.cost(func() error {
+	spent, err := cost(func() error {
 		s.turns <- struct{}{}
 		r = <-s.results
 		for r.err == nil && s.received.Load()-before < r.bytes {
@@ -109,11 +109,11 @@ func (s *stream) turn() ([]float64, error) {
 		}
 		took = time.Since(start)
 		return r.err
-	}, s.threads[:]...)
+	}, s.cpus.soft, s.threads[:]...)
 	if err != nil {
 		return nil, fmt.Errorf("send by TCP: %w", err)
 	}
-	return []float64{float64(took) / float64(r.bytes), float64(cost) / float64(r.bytes)}, nil
+	return []float64{float64(took) / float64(r.bytes), float64(spent) / float64(r.bytes)}, nil
 }
 
 func (s *stream) close() error {
