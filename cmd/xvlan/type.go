@@ -34,6 +34,9 @@ var ipvlanFlags = map[string]maps.Class{"bridge": maps.ClassBridge, "private": m
 // parseType reads the kind and all that follows it.
 func (w *words) parseType(kind string) (typeWords, error) {
 	var t typeWords
+	if w.err != nil {
+		return t, w.err
+	}
 	switch kind {
 	case "macvlan":
 		t.kind = maps.Macvlan
