@@ -24,8 +24,10 @@ func TestHostUnreached(t *testing.T) {
 	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
-		heard4 := s.host.udp(t, s.host.ip4.Addr(), groupPort)
-		heard6 := s.host.udp(t, s.host.ip6.Addr(), groupPort)
+		heard := []*net.UDPConn{
+			s.host.udpAnywhere(t, s.host.ip4.Addr(), groupPort),
+			s.host.udpAnywhere(t, s.host.ip6.Addr(), groupPort),
+		}
 		for _, e := range s.subs {
 			t.Run(e.name, func(t *testing.T) {
 				capture := e.ns.Capture(t, e.dev)
@@ -53,20 +55,7 @@ func TestHostUnreached(t *testing.T) {
 				}
 			})
 		}
-		// The first datagrams that the host hears are the wire's.
-		for _, conn := range []*net.UDPConn{heard4, heard6} {
-			to := conn.LocalAddr().(*net.UDPAddr).AddrPort()
-			from := s.wire.udp(t, s.wire.ip4.Addr(), 0)
-			if to.Addr().Is6() {
-				from = s.wire.udp(t, s.wire.ip6.Addr(), 0)
-			}
-			if _, err := from.WriteToUDPAddrPort([]byte("wire"), to); err != nil {
-				t.Fatal(err)
-			}
-			if text := read(t, conn); string(text) != "wire" {
-				t.Errorf("the host hears %q", text)
-			}
-		}
+		s.hearsWire(t, heard...)
 		for _, a := range s.host.addrs() {
 			for _, e := range s.subs {
 				e.pingFails(t, a)
@@ -75,9 +64,28 @@ func TestHostUnreached(t *testing.T) {
 	})
 }
 
+// hearsWire sends to the host's sockets from the wire, and fails if something
+// else comes to them first.
+func (s *site) hearsWire(t *testing.T, heard ...*net.UDPConn) {
+	t.Helper()
+	for _, conn := range heard {
+		to := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		from := s.wire.ip4.Addr()
+		if to.Addr().Is6() {
+			from = s.wire.ip6.Addr()
+		}
+		if _, err := s.wire.udp(t, from, 0).WriteToUDPAddrPort([]byte("wire"), to); err != nil {
+			t.Fatal(err)
+		}
+		if text := read(t, conn); string(text) != "wire" {
+			t.Errorf("the host hears %q", text)
+		}
+	}
+}
+
 // probe sends frames to a MAC that the host should answer, were they to reach
-// it: ARP and ND questions, echo requests and datagrams.
-func (e *end) probe(t *testing.T, host *end, mac net.HardwareAddr) {
+// it: ARP and ND questions, echo requests and datagrams. It returns how many.
+func (e *end) probe(t *testing.T, host *end, mac net.HardwareAddr) (frames int) {
 	t.Helper()
 	own := e.mac(t)
 	eth := func(kind layers.EthernetType) *layers.Ethernet {
@@ -117,6 +125,7 @@ func (e *end) probe(t *testing.T, host *end, mac net.HardwareAddr) {
 		TargetAddress: host.ip6.Addr().AsSlice(),
 		Options:       layers.ICMPv6Options{{Type: layers.ICMPv6OptSourceAddress, Data: own}},
 	})
+	return 5
 }
 
 // fromHost tells a frame whose sender has one of the host's addresses.
@@ -309,23 +318,25 @@ func TestInactive(t *testing.T) {
 		}
 		defer set.Close()
 		wire := s.wire.ns.Capture(t, s.wire.dev)
+		heard := s.host.udpAnywhere(t, s.host.ip4.Addr(), groupPort)
 		for i, e := range s.subs {
 			id := s.link(t, e).ID
 			sub, err := set.Sub(id)
 			if err != nil {
 				t.Fatal(err)
 			}
-			another := sub
-			another.Leg++
-			for _, record := range []maps.Sub{{Gen: sub.Gen}, another} {
+			free, another := sub, sub
+			free.State, another.Leg = maps.Free, sub.Leg+1
+			for _, record := range []maps.Sub{free, another} {
 				before := s.parentStats(t)[maps.DropInactive].Packets
 				if err := set.PutSub(id, record); err != nil {
 					t.Fatal(err)
 				}
 				e.datagram(t, s.wire, 100, 0)
 				e.datagram(t, s.subs[(i+1)%len(s.subs)], 100, 0)
+				n := 2 + e.probe(t, s.host, s.host.ns.Link(t, legName(s.host.index(t), id)).Attrs().HardwareAddr)
 				lab.Eventually(t, e.name+" is refused", func() bool {
-					return s.parentStats(t)[maps.DropInactive].Packets == before+2
+					return s.parentStats(t)[maps.DropInactive].Packets == before+uint64(n)
 				})
 			}
 			if err := set.PutSub(id, sub); err != nil {
@@ -337,5 +348,6 @@ func TestInactive(t *testing.T) {
 			e.ping(t, s.wire.ip4.Addr())
 			s.received(t, wire)
 		}
+		s.hearsWire(t, heard)
 	})
 }

@@ -91,15 +91,16 @@ func sockopt(level, name, value int) udpOption {
 	return func(fd int) error { return unix.SetsockoptInt(fd, level, name, value) }
 }
 
-// bindDevice ties a socket to the end's device.
-func (e *end) bindDevice() udpOption {
-	return func(fd int) error { return unix.BindToDevice(fd, e.dev) }
-}
-
-// udp opens a socket in the end's namespace until the test is over.
+// udp opens a socket on the end's device until the test is over.
 func (e *end) udp(t testing.TB, addr netip.Addr, port uint16, options ...udpOption) *net.UDPConn {
 	t.Helper()
-	options = append(options, sockopt(unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20), e.bindDevice())
+	return e.udpAnywhere(t, addr, port, append(options, func(fd int) error { return unix.BindToDevice(fd, e.dev) })...)
+}
+
+// udpAnywhere opens a socket in the end's namespace until the test is over.
+func (e *end) udpAnywhere(t testing.TB, addr netip.Addr, port uint16, options ...udpOption) *net.UDPConn {
+	t.Helper()
+	options = append(options, sockopt(unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 8<<20))
 	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var errs []error
 		err := raw.Control(func(fd uintptr) {
