@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What an IP-keyed sub-interface says of itself in ARP and neighbour discovery:
+ * the addresses it is learned to have, and its MAC, in whose place the parent's
+ * is put. A part of xvlan.c, whose stages it stands on.
+ */
+#ifndef XVLAN_NEIGH_H
+#define XVLAN_NEIGH_H
+
+#define ONE_EVENT ((struct size){.packets = 1})
+
+/* Drops a learned entry, if it is still this sub-interface's. */
+static __always_inline void forget(void *map, const void *key, __u32 id)
+{
+	struct dest *d = bpf_map_lookup_elem(map, key);
+
+	if (d && d->id == id && d->flags & DEST_LEARNED)
+		bpf_map_delete_elem(map, key);
+}
+
+/* Enters an address for a sub-interface; true if it is newly its own. First
+ * come, first served: BPF_NOEXIST decides between two at once. */
+static __always_inline bool take(void *map, const void *key, const struct sub *sub, __u32 me)
+{
+	struct dest mine = {.id = me, .gen = sub->gen, .flags = DEST_LEARNED};
+	struct dest *d = bpf_map_lookup_elem(map, key);
+	__u32 id;
+
+	if (d && !(d->flags & DEST_RESERVED)) {
+		if (d->id == me && d->gen == sub->gen)
+			return false;
+		if (!sender(d, &id)) /* a former owner's, not yet swept */
+			bpf_map_delete_elem(map, key);
+	}
+	if (!bpf_map_update_elem(map, key, &mine, BPF_NOEXIST))
+		return true;
+	count(me, VERDICT_LEARN_DUP, ONE_EVENT);
+	return false;
+}
+
+/* Each learned address takes the ring's next slot and the one found there is
+ * forgotten, unless it was learned twice and has a later slot: no sub-interface
+ * holds more than LEARN_SLOTS of each family, and one that goes through many
+ * addresses takes only from itself. */
+static __always_inline void learn4(const struct sub *sub, __u32 id, const void *addr)
+{
+	struct ip4_key key = {.vlan = sub->vlan}, old = key;
+	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
+	__u32 host, slot;
+
+	__builtin_memcpy(&key.addr_be, addr, sizeof(key.addr_be));
+	host = bpf_ntohl(key.addr_be);
+	/* Not this network, loopback, a group or reserved: RFC 6890. */
+	if (!ring || !(host >> 24) || host >> 24 == 127 || host >> 28 >= 14)
+		return;
+	if (!take(&by_ip4, &key, sub, id))
+		return;
+	slot = __sync_fetch_and_add(&ring->next4, 1) % LEARN_SLOTS;
+	old.addr_be = ring->ip4_be[slot];
+	ring->ip4_be[slot] = key.addr_be;
+	for (int n = 0; n < LEARN_SLOTS; n++)
+		if (ring->ip4_be[n] == old.addr_be)
+			return;
+	forget(&by_ip4, &old, id);
+}
+
+static __always_inline void learn6(const struct sub *sub, __u32 id, const void *addr)
+{
+	struct ip6_key key = {.vlan = sub->vlan}, old = key;
+	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
+	__u64 word[2];
+	__u32 slot;
+
+	__builtin_memcpy(word, addr, sizeof(word));
+	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
+	/* Not a group, nor :: or ::1. */
+	if (!ring || key.addr[0] == 0xff || (!word[0] && bpf_be64_to_cpu(word[1]) <= 1))
+		return;
+	if (!take(&by_ip6, &key, sub, id))
+		return;
+	slot = __sync_fetch_and_add(&ring->next6, 1) % LEARN_SLOTS;
+	__builtin_memcpy(old.addr, ring->ip6[slot], sizeof(old.addr));
+	__builtin_memcpy(ring->ip6[slot], key.addr, sizeof(key.addr));
+	for (int n = 0; n < LEARN_SLOTS; n++)
+		if (!__builtin_memcmp(ring->ip6[n], old.addr, sizeof(old.addr)))
+			return;
+	forget(&by_ip6, &old, id);
+}
+
+/* Somebody else on the wire announces an address that a sub-interface was
+ * only learned to have: the claim ends, and the next ARP or ND decides anew. */
+static __always_inline void yield_to_wire(struct frame *f)
+{
+	struct dest *d;
+
+	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
+		struct ip4_key key = {.vlan = f->vlan};
+		struct arp *arp = at(f, f->l3, sizeof(*arp));
+
+		if (!arp || !is_arp_ip4(arp))
+			return;
+		__builtin_memcpy(&key.addr_be, arp->spa, sizeof(key.addr_be));
+		d = bpf_map_lookup_elem(&by_ip4, &key);
+		if (d && d->flags & DEST_LEARNED)
+			bpf_map_delete_elem(&by_ip4, &key);
+	} else {
+		struct ip6_key key = {.vlan = f->vlan};
+		struct nd *nd = nd_at(f);
+
+		if (!nd || nd->type != ND_NEIGHBOR_ADVERT)
+			return;
+		__builtin_memcpy(key.addr, nd->target, sizeof(key.addr));
+		d = bpf_map_lookup_elem(&by_ip6, &key);
+		if (d && d->flags & DEST_LEARNED)
+			bpf_map_delete_elem(&by_ip6, &key);
+	}
+}
+
+/* Learns the sender's address and puts the parent's MAC in the inner one's
+ * place. False: the header cannot be followed. */
+static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u32 id,
+				    const struct parent *m)
+{
+	struct arp *arp = at(f, f->l3, sizeof(*arp));
+
+	if (!arp || !is_arp_ip4(arp))
+		return false;
+	learn4(sub, id, arp->spa);
+	return !bpf_skb_store_bytes(f->skb, f->l3 + offsetof(struct arp, sha), m->mac, ETH_ALEN, 0);
+}
+
+/* How many options of an ND message are looked through for a MAC; a message
+ * with more does not go out, since the next may tell the inner one. */
+#define ND_OPTIONS 16
+
+/* Puts the parent's MAC into the link-layer address options in [off, end). */
+static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end,
+					   const struct parent *m)
+{
+	__u32 csum = f->l3 + sizeof(struct ipv6hdr) + offsetof(struct nd, csum_be);
+	struct nd_opt old, new;
+
+	for (int n = 0; n < ND_OPTIONS && off + sizeof(old) <= end; n++) {
+		__s64 diff;
+
+		if (bpf_skb_load_bytes(f->skb, off, &old, sizeof(old)) || !old.units)
+			return false;
+		if (old.units == 1 &&
+		    (old.type == ND_OPT_SOURCE_LLADDR || old.type == ND_OPT_TARGET_LLADDR)) {
+			new = old;
+			__builtin_memcpy(new.lladdr, m->mac, ETH_ALEN);
+			diff =
+			    bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
+			if (diff < 0 || bpf_skb_store_bytes(f->skb, off, &new, sizeof(new), 0) ||
+			    bpf_l4_csum_replace(f->skb, csum, 0, diff, 0))
+				return false;
+		}
+		off += old.units * sizeof(old);
+	}
+	return off + sizeof(old) > end;
+}
+
+/* The same as arp_out for ICMPv6; what is no neighbour discovery is as it is. */
+static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32 id,
+				   const struct parent *m)
+{
+	__u32 l4 = f->l3 + sizeof(struct ipv6hdr), end;
+	struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip) + 1);
+	__u8 type;
+
+	if (!ip || ip->nexthdr != IPPROTO_ICMPV6)
+		return true;
+	end = l4 + bpf_ntohs(ip->payload_len);
+	if (end > f->skb->len)
+		end = f->skb->len;
+	type = *(__u8 *)(ip + 1);
+	if (type == ND_ROUTER_SOLICIT)
+		return nd_options_out(f, l4 + 8, end, m);
+	if (type == ND_ROUTER_ADVERT)
+		return nd_options_out(f, l4 + 16, end, m);
+	if (type != ND_NEIGHBOR_SOLICIT && type != ND_NEIGHBOR_ADVERT)
+		return true;
+	ip = at(f, f->l3, sizeof(*ip) + sizeof(struct nd));
+	if (!ip)
+		return false;
+	learn6(sub, id,
+	       type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
+					  : ip->saddr.in6_u.u6_addr8);
+	return nd_options_out(f, l4 + sizeof(struct nd), end, m);
+}
+
+#endif
