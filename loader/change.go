@@ -68,7 +68,7 @@ func (h *Host) Move(sel Selector, netns string) error {
 	defer to.close()
 	return h.change(sel,
 		func(k kernelLink) error {
-			from, err := openSpace(k.space)
+			from, err := k.open()
 			if err != nil {
 				return err
 			}
@@ -76,15 +76,18 @@ func (h *Host) Move(sel Selector, netns string) error {
 			return h.move(k.link, from, to)
 		},
 		func(p *parent, l Link, sub maps.Sub) error {
-			from, err := openSpace(l.Netns)
+			nsid, dev, err := h.inner(sub.Leg, l.Leg)
+			if err != nil {
+				return err
+			}
+			if dev == nil {
+				return gone(l)
+			}
+			from, err := h.spaceByID(nsid)
 			if err != nil {
 				return err
 			}
 			defer from.close()
-			dev, err := from.nl.LinkByName(l.Name)
-			if err != nil {
-				return fmt.Errorf("find %s: %w", l.Name, err)
-			}
 			// By the host leg frames arrive wherever the other end is.
 			sub.Place = maps.Local
 			if err := p.maps.PutSub(l.ID, sub); err != nil {

@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/maps"
@@ -91,8 +90,11 @@ func openSpace(name string) (*space, error) {
 	} else {
 		s.nl, err = handleIn(f)
 	}
-	// The netlink library keeps the error's text only.
-	if err != nil && strings.Contains(err.Error(), unix.EPERM.Error()) {
+	if errors.Is(err, ErrAstray) {
+		s.close()
+		return nil, err
+	}
+	if errors.Is(err, unix.EPERM) {
 		s.close()
 		return nil, fmt.Errorf("enter netns %s: %w: it takes CAP_SYS_ADMIN", name, ErrPrivilege)
 	}
@@ -103,37 +105,15 @@ func openSpace(name string) (*space, error) {
 	return s, nil
 }
 
-// handleIn opens netlink in another network namespace. The netlink library
-// does not tell when it could not come back, and all that follows would act on
-// the wrong devices: a second try must succeed.
-func handleIn(f *os.File) (*netlink.Handle, error) {
-	home, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return nil, fmt.Errorf("open own netns: %w", err)
-	}
-	defer home.Close()
-	handle, err := netlink.NewHandleAt(netns.NsHandle(f.Fd()), unix.NETLINK_ROUTE)
-	back, serr := sameFile(home, "/proc/thread-self/ns/net")
-	if serr == nil && !back {
-		serr = netns.Set(netns.NsHandle(home.Fd()))
-	}
-	if serr != nil {
-		if handle != nil {
-			handle.Close()
-		}
-		return nil, errors.Join(fmt.Errorf("return to own netns: %w", serr), err)
-	}
-	return handle, err
-}
-
+// sameFile tells whether a path still leads to an open file.
 func sameFile(f *os.File, path string) (bool, error) {
 	a, err := f.Stat()
 	if err != nil {
-		return false, fmt.Errorf("look at netns: %w", err)
+		return false, fmt.Errorf("look at open file: %w", err)
 	}
 	b, err := os.Stat(path)
 	if err != nil {
-		return false, fmt.Errorf("look at own netns: %w", err)
+		return false, fmt.Errorf("look at file: %w", err)
 	}
 	return os.SameFile(a, b), nil
 }

@@ -1,13 +1,15 @@
 package loader
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/maps"
@@ -24,7 +26,8 @@ const (
 // kernelLink is a sub-interface on the kernel rung.
 type kernelLink struct {
 	link  netlink.Link
-	space string // name of its netns, "" for the parent's
+	space string // its netns, as openSpace takes it; "" for the parent's
+	flags uint16 // of a macvlan
 }
 
 // reason says why it is on the kernel rung.
@@ -59,7 +62,12 @@ func (h *Host) addKernel(parent netlink.Link, rung Rung, in *space, spec *LinkSp
 	if err := h.nl.LinkSetAlias(made, pendingAlias); err != nil {
 		return fmt.Errorf("mark %s: %w", spec.Name, err)
 	}
-	if err := h.setFlags(made, spec); err != nil {
+	own, err := openSpace("")
+	if err != nil {
+		return err
+	}
+	defer own.close()
+	if err := h.setFlags(own, made, spec); err != nil {
 		return err
 	}
 	if err := moveAs(made.Attrs().Index, in, spec.Name); err != nil {
@@ -127,12 +135,11 @@ const (
 )
 
 // setData changes one attribute of a device's driver and nothing else; the
-// netlink library would send all that it knows of the device. ns is where the
-// device is, netns.None() for here.
-func setData(ns netns.NsHandle, l netlink.Link, attr int, value []byte) error {
-	sock, err := nl.GetNetlinkSocketAt(ns, netns.None(), unix.NETLINK_ROUTE)
+// netlink library would send all that it knows of the device.
+func setData(in *space, l netlink.Link, attr int, value []byte) error {
+	sock, err := in.socket()
 	if err != nil {
-		return fmt.Errorf("open netlink: %w", err)
+		return err
 	}
 	defer sock.Close()
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_ACK)
@@ -148,8 +155,50 @@ func setData(ns netns.NsHandle, l netlink.Link, attr int, value []byte) error {
 	return err
 }
 
+// macvlanFlags reads a macvlan's flags, which the netlink library leaves out.
+func macvlanFlags(in *space, l netlink.Link) (uint16, error) {
+	sock, err := in.socket()
+	if err != nil {
+		return 0, err
+	}
+	defer sock.Close()
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.Sockets = map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: sock}}
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(l.Attrs().Index)
+	req.AddData(msg)
+	msgs, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if err != nil {
+		return 0, fmt.Errorf("read %s%s: %w", l.Attrs().Name, in.where(), err)
+	}
+	var flags uint16
+	for _, m := range msgs {
+		path := []uint16{unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, nl.IFLA_MACVLAN_FLAGS}
+		if value := nested(m[unix.SizeofIfInfomsg:], path...); len(value) == 2 {
+			flags = binary.NativeEndian.Uint16(value)
+		}
+	}
+	return flags, nil
+}
+
+// nested finds an attribute by the way to it; nil if it is not there.
+func nested(data []byte, path ...uint16) []byte {
+	for _, want := range path {
+		attrs, err := nl.ParseRouteAttr(data)
+		if err != nil {
+			return nil
+		}
+		i := slices.IndexFunc(attrs, func(a syscall.NetlinkRouteAttr) bool { return a.Attr.Type&nl.NLA_TYPE_MASK == want })
+		if i < 0 {
+			return nil
+		}
+		data = attrs[i].Value
+	}
+	return data
+}
+
 // setFlags sets a new macvlan's flags and sources.
-func (h *Host) setFlags(l netlink.Link, spec *LinkSpec) error {
+func (h *Host) setFlags(own *space, l netlink.Link, spec *LinkSpec) error {
 	var flags uint16
 	if spec.NoPromisc {
 		flags |= macvlanNoPromisc
@@ -158,7 +207,7 @@ func (h *Host) setFlags(l netlink.Link, spec *LinkSpec) error {
 		flags |= macvlanNoDst
 	}
 	if flags != 0 {
-		if err := setData(netns.None(), l, nl.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flags)); err != nil {
+		if err := setData(own, l, nl.IFLA_MACVLAN_FLAGS, nl.Uint16Attr(flags)); err != nil {
 			return fmt.Errorf("set macvlan flags: %w", err)
 		}
 	}
@@ -305,32 +354,76 @@ func (h *Host) kernelLinks(index int) ([]kernelLink, error) {
 
 // findKernel is kernelLinks for the devices whose alias begins with this one.
 func (h *Host) findKernel(index int, alias string) ([]kernelLink, error) {
-	own, err := whole(h.nl.LinkList)
+	own, err := openSpace("")
 	if err != nil {
-		return nil, fmt.Errorf("list devices: %w", err)
+		return nil, err
 	}
-	var all []kernelLink
-	for _, l := range own {
-		if isKernelLink(l, alias) && l.Attrs().NetNsID < 0 && (index == 0 || l.Attrs().ParentIndex == index) {
-			all = append(all, kernelLink{link: l})
-		}
+	defer own.close()
+	all, err := kernelLinksIn(own, index, alias, -1)
+	if err != nil {
+		return nil, err
 	}
 	err = h.eachSpace(func(s *space, here int) error {
 		if here < 0 { // a device there on a parent there says -1, too
 			return nil
 		}
-		links, err := whole(s.nl.LinkList)
-		if err != nil {
-			return fmt.Errorf("list devices%s: %w", s.where(), err)
-		}
-		for _, l := range links {
-			if isKernelLink(l, alias) && l.Attrs().NetNsID == here && (index == 0 || l.Attrs().ParentIndex == index) {
-				all = append(all, kernelLink{link: l, space: s.name})
-			}
-		}
-		return nil
+		there, err := kernelLinksIn(s, index, alias, here)
+		all = append(all, there...)
+		return err
 	})
 	return all, err
+}
+
+// kernelLinksIn finds those in one namespace, from which home is the id of the
+// parent's.
+func kernelLinksIn(s *space, index int, alias string, home int) ([]kernelLink, error) {
+	links, err := whole(s.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list devices%s: %w", s.where(), err)
+	}
+	var all []kernelLink
+	for _, l := range links {
+		if !isKernelLink(l, alias) || l.Attrs().NetNsID != home || index != 0 && l.Attrs().ParentIndex != index {
+			continue
+		}
+		k := kernelLink{link: l, space: s.name}
+		if l.Type() == "macvlan" {
+			if k.flags, err = macvlanFlags(s, l); err != nil {
+				return nil, err
+			}
+		}
+		all = append(all, k)
+	}
+	return all, nil
+}
+
+// kernelParents lists the parents that have sub-interfaces on the kernel rung.
+func (h *Host) kernelParents() ([]ParentInfo, error) {
+	links, err := h.kernelLinks(0)
+	if err != nil {
+		return nil, err
+	}
+	var all []ParentInfo
+	for _, k := range links {
+		index := k.link.Attrs().ParentIndex
+		i := slices.IndexFunc(all, func(p ParentInfo) bool { return p.Index == index })
+		if i >= 0 {
+			all[i].Links++
+			continue
+		}
+		l, err := h.nl.LinkByIndex(index)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue // gone since, and its sub-interfaces with it
+		}
+		if err != nil {
+			return nil, fmt.Errorf("find parent of %s: %w", k.link.Attrs().Name, err)
+		}
+		a := l.Attrs()
+		all = append(all, ParentInfo{Links: 1, Parent: maps.Parent{
+			Index: index, MTU: a.MTU, Rung: maps.RungKernel, MAC: a.HardwareAddr, Name: a.Name, Reason: k.reason(),
+		}})
+	}
+	return all, nil
 }
 
 func isKernelLink(l netlink.Link, alias string) bool {
@@ -339,7 +432,7 @@ func isKernelLink(l netlink.Link, alias string) bool {
 
 // delKernel deletes a sub-interface of the kernel rung.
 func (h *Host) delKernel(k kernelLink) error {
-	s, err := openSpace(k.space)
+	s, err := k.open()
 	if err != nil {
 		return err
 	}
@@ -348,4 +441,19 @@ func (h *Host) delKernel(k kernelLink) error {
 		return fmt.Errorf("delete %s: %w", k.link.Attrs().Name, err)
 	}
 	return nil
+}
+
+// open opens the namespace that a device has been found in, and makes sure that
+// it is still there: what led to that may lead elsewhere now.
+func (k kernelLink) open() (*space, error) {
+	s, err := openSpace(k.space)
+	if err != nil {
+		return nil, err
+	}
+	now, err := s.nl.LinkByIndex(k.link.Attrs().Index)
+	if err == nil && now.Attrs().Alias == k.link.Attrs().Alias && now.Attrs().ParentIndex == k.link.Attrs().ParentIndex {
+		return s, nil
+	}
+	s.close()
+	return nil, fmt.Errorf("sub-interface %s: %w: it has just left netns %s", k.link.Attrs().Name, ErrNotFound, k.space)
 }

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -57,8 +56,9 @@ type ParentInfo struct {
 	Stats maps.Stats // of what was for none of them
 }
 
-// Parents lists the attached parents of this namespace by name. The kernel
-// rung attaches nothing and so has none.
+// Parents lists the parents of this namespace by name: those attached, and
+// those that have sub-interfaces on the kernel rung, which attaches nothing and
+// so has no capacity, policy or counters.
 func (h *Host) Parents() ([]ParentInfo, error) {
 	var all []ParentInfo
 	err := h.eachParent(func(set *maps.Set, rec maps.Parent) error {
@@ -78,6 +78,11 @@ func (h *Host) Parents() ([]ParentInfo, error) {
 		all = append(all, info)
 		return nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := h.kernelParents()
+	all = append(all, kernel...)
 	slices.SortFunc(all, func(a, b ParentInfo) int { return strings.Compare(a.Name, b.Name) })
 	return all, err
 }
@@ -254,7 +259,7 @@ func (h *Host) fromKernel(k kernelLink) (Link, error) {
 	l.Kind = maps.Macvlan
 	switch dev := k.link.(type) {
 	case *netlink.Macvlan:
-		l.Sources = dev.MACAddrs
+		l.Sources, l.NoDst = dev.MACAddrs, k.flags&macvlanNoDst != 0
 		for mode, kernel := range kernelModes {
 			if kernel == dev.Mode {
 				l.Mode = mode
@@ -274,43 +279,6 @@ func (h *Host) fromKernel(k kernelLink) (Link, error) {
 		l.Stats[maps.TX] = maps.Counter{Packets: s.TxPackets, Bytes: s.TxBytes}
 	}
 	return l, nil
-}
-
-// eachSpace visits the named network namespaces other than the own one; here
-// is the own one's id as seen from there, -1 if nothing there leads here.
-func (h *Host) eachSpace(fn func(s *space, here int) error) error {
-	entries, err := os.ReadDir("/run/netns")
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("list named netns: %w", err)
-	}
-	self, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return fmt.Errorf("open own netns: %w", err)
-	}
-	defer self.Close()
-	for _, e := range entries {
-		s, err := openSpace(e.Name())
-		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrPrivilege) {
-			continue // deleted meanwhile, a name without a namespace yet, or not ours to enter
-		}
-		if err != nil {
-			return err
-		}
-		if !s.own {
-			here, err2 := s.nl.GetNetNsIdByFd(int(self.Fd()))
-			if err = err2; err == nil {
-				err = fn(s, here)
-			}
-		}
-		s.close()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // spaceNames maps the ids of other namespaces, as seen from here, to names.

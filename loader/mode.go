@@ -6,7 +6,6 @@ import (
 	"net"
 
 	"github.com/vishvananda/netlink/nl"
-	"github.com/vishvananda/netns"
 
 	"github.com/xvlan/xvlan/maps"
 )
@@ -118,19 +117,18 @@ func (h *Host) setKernelMode(k kernelLink, c ModeChange) error {
 	if err := c.check(l.Kind, l.Mode); err != nil {
 		return err
 	}
-	s, err := openSpace(k.space)
+	s, err := k.open()
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	ns := netns.NsHandle(s.file.Fd())
 	if c.Mode != 0 && l.Kind == maps.Macvlan {
-		if err := setData(ns, k.link, nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(rawModes[c.Mode])); err != nil {
+		if err := setData(s, k.link, nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(rawModes[c.Mode])); err != nil {
 			return fmt.Errorf("change mode of %s: %w", l.Name, err)
 		}
 	}
 	if c.Flag != 0 {
-		if err := setData(ns, k.link, nl.IFLA_IPVLAN_FLAG, nl.Uint16Attr(uint16(kernelFlags[c.Flag]))); err != nil {
+		if err := setData(s, k.link, nl.IFLA_IPVLAN_FLAG, nl.Uint16Attr(uint16(kernelFlags[c.Flag]))); err != nil {
 			return fmt.Errorf("change flag of %s: %w", l.Name, err)
 		}
 	}

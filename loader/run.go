@@ -177,24 +177,68 @@ func parentOf(pid int) int {
 	return parent
 }
 
-// lockFile takes the named lock, waiting for it. The file stays: deleting it
-// would let two holders lock two files of one name.
+// lockFile takes the named lock, waiting for it.
 func lockFile(name string) (unlock func(), err error) { return flock(name, unix.LOCK_EX) }
 
-func flock(name string, how int) (func(), error) {
-	f, err := os.OpenFile(filepath.Join(lockDir, name), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
-	}
+// flock takes a lock. Its file goes when it is given back, so that none are
+// left of parents and namespaces that are gone; who has waited for it
+// meanwhile notices that his is no longer the one of that name, and begins anew.
+func flock(name string, how int) (unlock func(), err error) {
+	path := filepath.Join(lockDir, name)
 	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if err == nil {
-			return func() { f.Close() }, nil
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open lock: %w", err)
 		}
-		if !errors.Is(err, unix.EINTR) {
+		for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+			err = unix.Flock(int(f.Fd()), how)
+		}
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("take lock %s: %w", name, err), f.Close())
 		}
+		same, err := sameFile(f, path)
+		if same {
+			return func() {
+				os.Remove(path) // what is left is taken for a lock and removed later
+				f.Close()
+			}, nil
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("take lock %s: %w", name, err)
+		}
 	}
+}
+
+// sweepLocks removes the files of locks that killed commands have left of
+// parents that are no more.
+func sweepLocks() error {
+	entries, err := os.ReadDir(lockDir)
+	if err != nil {
+		return nil //nolint:nilerr // there are none, or they are not ours to see
+	}
+	for _, e := range entries {
+		f, ok := parseFolder(e.Name())
+		if !ok || f.exists() {
+			continue
+		}
+		unlock, err := flock(e.Name(), unix.LOCK_EX|unix.LOCK_NB)
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			continue // the parent is being attached
+		}
+		if err != nil {
+			return err
+		}
+		unlock()
+	}
+	return nil
+}
+
+// exists tells whether there is anything of a parent, complete or not.
+func (f folder) exists() bool {
+	_, err := os.Stat(f.path())
+	_, err2 := os.Stat(f.path() + building)
+	return err == nil || err2 == nil
 }
 
 // removePins deletes a folder on the bpf file system, which has one level.

@@ -20,7 +20,7 @@ import (
 // are gone, and follows what was done to inner legs. A parent that another
 // command is working on is left to it.
 func (h *Host) Sweep() error {
-	return errors.Join(h.sweepParents(), h.sweepKernel())
+	return errors.Join(h.sweepParents(), h.sweepKernel(), sweepLocks())
 }
 
 func (h *Host) sweepParents() error {

@@ -159,6 +159,10 @@ func (a *app) showParents(args []string) error {
 		w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 		fmt.Fprintln(w, "PARENT\tRUNG\tLINKS\tUNKNOWN\tPASSED\tDROPPED\tREASON")
 		for _, p := range parents {
+			if p.Rung == maps.RungKernel { // has neither policy nor counters of ours
+				fmt.Fprintf(w, "%s\t%s\t%d\t-\t-\t-\t%s\n", p.Name, p.Rung, p.Links, p.Reason)
+				continue
+			}
 			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%s\t%d\t%d\t%s\n", p.Name, p.Rung, p.Links, p.Capacity,
 				unknown(p.UnknownDrop), p.Stats[maps.Pass].Packets, p.Stats.Drops().Packets, p.Reason)
 		}
