@@ -53,6 +53,9 @@
 //
 // The command's own; 128 and the signal's number if one ended it; 124 when the
 // time was up; 125 when the machine did not come to run the command to its end.
+// A machine that dies is tried once more, within the same time limit: QEMU's
+// interpreter has faults of its own, rare ones. That it was is said on standard
+// error.
 package main
 
 import (
@@ -132,10 +135,15 @@ func run(o options) (int, error) {
 	if err != nil {
 		return exitFailure, fmt.Errorf("make initramfs: %w", err)
 	}
+	defer initrd.Close()
 
 	ctx, cancel := context.WithTimeoutCause(ctx, o.timeout, errTimeout)
 	defer cancel()
 	code, err := boot(ctx, o, qemu, k.vmlinux, initrd)
+	if errors.Is(err, errDied) {
+		fmt.Fprintf(os.Stderr, "vm: %v; trying once more\n", err)
+		code, err = boot(ctx, o, qemu, k.vmlinux, initrd)
+	}
 	if errors.Is(err, errTimeout) {
 		return exitTimeout, fmt.Errorf("%w after %v", err, o.timeout)
 	}

@@ -23,6 +23,7 @@ import (
 var (
 	errTimeout = errors.New("time is up")
 	errDone    = errors.New("guest is done") // the good end
+	errDied    = errors.New("machine ended before the command did")
 )
 
 // kernelArgs make the kernel boot quickly and end the machine when it dies. Its
@@ -109,9 +110,10 @@ func boot(ctx context.Context, o options, qemu, vmlinux string, initrd *os.File)
 			return 0, err
 		}
 	}
+	ends := cmd.ExtraFiles
 	cmd.ExtraFiles = append(cmd.ExtraFiles, initrd)
 	err := cmd.Start()
-	for _, f := range cmd.ExtraFiles { // their other ends end with QEMU
+	for _, f := range ends { // their other ends end with QEMU
 		f.Close()
 	}
 	if err != nil {
@@ -126,7 +128,7 @@ func boot(ctx context.Context, o options, qemu, vmlinux string, initrd *os.File)
 	}
 	fmt.Fprintf(os.Stderr, "%s%s", &complaints, g.console.bytes)
 	if cause == nil {
-		cause = errors.Join(errors.New("machine ended before the command did"), waited)
+		cause = errors.Join(errDied, waited)
 	}
 	return 0, cause
 }
