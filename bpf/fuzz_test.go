@@ -16,6 +16,7 @@ func tableFrames() [][]byte {
 		txMAC(), txAsked(), txInactive(), txIP(), txARP(), txBadARP(), txND(), txNDOptions(), txOddND(),
 		learnIP4(), learnIP6(), learnLimits(),
 		modesFromWire(), modesReturned(), modesTx(),
+		txSiblings(), txRoutes(), txNotRouted(), txLearned(), rxRouted(),
 	} {
 		for _, c := range cases {
 			frames = append(frames, c.frame)
@@ -27,7 +28,7 @@ func tableFrames() [][]byte {
 // FuzzPrograms looks for frames that are changed where they must not be, and
 // for frames that are not counted exactly once.
 func FuzzPrograms(f *testing.F) {
-	w, moded := usualWorld(f), modesWorld(f)
+	w, moded, routed := usualWorld(f), modesWorld(f), routedWorld(f)
 	moded.meta.Sources = 0 // their copies come besides
 	moded.put(f, bpf.XvlanMapMeta, uint32(0), moded.meta)
 	for _, frame := range tableFrames() {
@@ -51,6 +52,10 @@ func FuzzPrograms(f *testing.F) {
 		for _, from := range []uint32{mBridge, mVEPA, mPrivate, iBridge, iPrivate} {
 			fuzzTx(t, moded, from, frame)
 		}
+		fuzzRx(t, routed, frame)
+		for _, from := range []uint32{r3, r3Here, r3Unset, r3VEPA, r3Private, rs, rsVEPA} {
+			fuzzTx(t, routed, from, frame)
+		}
 	})
 }
 
@@ -70,14 +75,15 @@ func fuzzRun(t *testing.T, w *world, prog string, from uint32, frame []byte) (r 
 	for _, h := range w.counted(t) {
 		switch {
 		case h.verdict == learnDup:
-			if h.id != from || h.packets != 1 || h.bytes != 0 {
+			// A routed one's advertisement tells two addresses: its source and its target.
+			if h.id != from || h.packets > 2 || h.packets == 2 && !w.isRouted(from) || h.bytes != 0 {
 				t.Errorf("%s: %v", prog, h)
 			}
 			continue
 		case h.packets != 1 || h.bytes != uint64(len(frame)):
 			t.Errorf("%s: a frame of %d bytes counts as %v", prog, len(frame), h)
 		}
-		if h.id == from {
+		if h.id == from && (h.verdict != rx || !w.isRouted(from)) { // which may send to itself
 			r.own = append(r.own, h)
 		} else {
 			r.others = append(r.others, h)
@@ -120,6 +126,7 @@ func fuzzRx(t *testing.T, w *world, frame []byte) {
 	case r.ret == actNext && r.is(passed) && (group && r.copied() || len(r.others) == 0):
 	case r.ret == actDrop && r.is(unknown) && len(r.others) == 0 && !group && w.meta.Policy != 0:
 	case r.ret == actRedir && len(r.own) == 0 && r.alone():
+	case r.ret == actNext && len(r.own) == 0 && r.alone() && w.isL3S(r.others[0].id) && !group:
 	case r.ret == actDrop && len(r.own) == 0 && len(r.others) == 1 && r.others[0].verdict == returned && !group:
 	default:
 		t.Errorf("rx returned %d and counted %v %v", int32(r.ret), r.own, r.others)
@@ -134,11 +141,17 @@ func readdress(w *world, r *fuzzed, frame []byte) []byte {
 		return frame
 	}
 	to := w.subs[r.others[0].id]
-	if to.Kind != bpf.XvlanSubKindKIND_IPVLAN || to.Place != bpf.XvlanSubPlacePLACE_LOCAL {
+	if to.Kind != bpf.XvlanSubKindKIND_IPVLAN || to.Place == bpf.XvlanSubPlacePLACE_AWAY || r.ret != actRedir {
 		return frame
 	}
 	return set(frame, 0, to.Mac[:]...)
 }
+
+func (w *world) isRouted(id uint32) bool {
+	return w.isL3S(id) || w.subs[id].Mode == bpf.XvlanSubModeMODE_L3
+}
+
+func (w *world) isL3S(id uint32) bool { return w.subs[id].Mode == bpf.XvlanSubModeMODE_L3S }
 
 func fuzzTx(t *testing.T, w *world, from uint32, frame []byte) {
 	t.Helper()
@@ -147,12 +160,17 @@ func fuzzTx(t *testing.T, w *world, from uint32, frame []byte) {
 	switch {
 	case r.ret == actRedir && r.is(tx) && (group && r.copied() || r.alone() || len(r.others) == 0):
 	case r.ret == actDrop && r.is(overMTU, malformed, modes) && len(r.others) == 0:
+	case r.ret == actDrop && r.is(noRoute) && len(r.others) == 0 && !group && w.subs[from].Mode == bpf.XvlanSubModeMODE_L3:
+	case r.ret == actNext && r.is(tx) && len(r.others) == 0 && !group && w.isL3S(from):
 	default:
 		t.Errorf("tx from %d returned %d and counted %v %v", from, int32(r.ret), r.own, r.others)
 	}
 	want := readdress(w, &r, frame)
 	if w.subs[from].Kind == bpf.XvlanSubKindKIND_IPVLAN && !r.is(overMTU) {
 		want = rewritten(t, want, r.out)
+		if w.subs[from].Mode == bpf.XvlanSubModeMODE_L3 && r.is(tx) && len(r.others) == 0 && mac(r.out) == parentMAC {
+			want = set(want, 0, parentMAC[:]...) // for the host
+		}
 	}
 	wantBytes(t, r.out, want)
 }

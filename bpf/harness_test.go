@@ -51,6 +51,7 @@ type world struct {
 	dests  []entry // what stands in by_ip4 and by_ip6 at first
 
 	sources map[uint32][]mac // lists of those in source mode
+	outside []uint32         // those that get nothing group-addressed
 
 	crowded bool // every slot is shared
 }
@@ -194,7 +195,7 @@ func (w *world) enter(tb testing.TB) {
 		if sub.Kind == bpf.XvlanSubKindKIND_MACVLAN || sub.State != bpf.XvlanSubStateSUB_ACTIVE || id == stale {
 			w.put(tb, bpf.XvlanMapByMac, bpf.XvlanMacKey{Vlan: sub.Vlan, Mac: sub.Mac}, dest)
 		}
-		if sub.State != bpf.XvlanSubStateSUB_FREE {
+		if sub.State != bpf.XvlanSubStateSUB_FREE && !slices.Contains(w.outside, id) {
 			members[id/64] |= 1 << (id % 64)
 		}
 	}

@@ -11,6 +11,7 @@
  *   count    exactly one verdict a frame, and one more for each copy delivered
  *   deliver  to a sibling's leg, to all legs, to the wire, or on to the host
  *   police   MTU, malformed ARP and ND, who may learn what
+ *   route    what is sent in the modes l3 and l3s, by destination IP alone
  *
  *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids
  *   xvlan_rx   parent, tc ingress   wire -> sub-interfaces, the rest -> host
@@ -18,6 +19,7 @@
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
@@ -303,13 +305,21 @@ static __always_inline struct nd *nd_at(struct frame *f)
 	return at(f, f->l3 + sizeof(*ip), sizeof(struct nd));
 }
 
+/* The modes that know no link: they send and receive by IP address alone. */
+static __always_inline bool is_routed(const struct sub *sub)
+{
+	return sub->mode >= MODE_L3;
+}
+
 /* The one sub-interface that a group-addressed ARP or ND question is for, so
  * that the others need not be woken. Only given addresses: were learned ones
  * taken, whoever claimed the gateway's would capture everybody's questions.
- * Gratuitous ARP is an announcement, for all. */
+ * Gratuitous ARP is an announcement, for all. A routed one would not answer;
+ * the host may be set up to do so for it. */
 static __always_inline struct sub *asked(struct frame *f, __u32 *id)
 {
 	struct dest *d = NULL;
+	struct sub *sub;
 
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct arp *arp = at(f, f->l3, sizeof(*arp));
@@ -323,7 +333,8 @@ static __always_inline struct sub *asked(struct frame *f, __u32 *id)
 		if (nd && nd->type == ND_NEIGHBOR_SOLICIT)
 			d = dest_by_ip6(f->vlan, nd->target);
 	}
-	return d && d->flags & DEST_GIVEN ? owner(d, id) : NULL;
+	sub = d && d->flags & DEST_GIVEN ? owner(d, id) : NULL;
+	return sub && !is_routed(sub) ? sub : NULL;
 }
 
 /* ---- count ---- */
@@ -430,16 +441,22 @@ static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 		sub->place = place;
 }
 
+enum way { FROM_WIRE, FROM_SIBLING };
+
 /* Unicast to one sub-interface. The peer redirect makes the frame PACKET_HOST
- * whatever its MAC; by the leg, the inner device compares. */
+ * whatever its MAC; by the leg, the inner device compares. What comes from the
+ * wire for one in mode l3s goes up: the host's stack forwards it to the leg. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
-				   struct size size)
+				   struct size size, enum way way)
 {
 	count(id, VERDICT_RX, size);
 	if (sub->place == PLACE_AWAY)
 		return bpf_redirect_peer(sub->leg, 0);
-	if (sub->kind == KIND_IPVLAN)
+	if (sub->kind == KIND_IPVLAN) {
+		if (way == FROM_WIRE && sub->place == PLACE_HOST)
+			return TC_ACT_UNSPEC;
 		bpf_skb_store_bytes(skb, 0, sub->mac, ETH_ALEN, 0);
+	}
 	return bpf_redirect(sub->leg, 0);
 }
 
@@ -564,6 +581,10 @@ static __always_inline bool over_mtu(struct frame *f, const struct parent *m)
 			     f->skb->gso_size ? BPF_MTU_CHK_SEGS : 0) != BPF_MTU_CHK_RET_SUCCESS;
 }
 
+/* ---- route ---- */
+
+#include "route.h" /* tx_routed */
+
 /* ---- programs ---- */
 
 SEC("xdp.frags")
@@ -679,7 +700,7 @@ int xvlan_rx(struct __sk_buff *skb)
 			sub = NULL;
 	}
 	if (sub)
-		return deliver(skb, sub, id, size);
+		return deliver(skb, sub, id, size, FROM_WIRE);
 	if (unknown && m->policy & POLICY_UNKNOWN_DROP)
 		return drop(0, VERDICT_DROP_UNKNOWN, size);
 	count(0, VERDICT_PASS, size);
@@ -718,7 +739,7 @@ static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
 	if (to && id != me) {
 		if (from->class & to->class & CLASS_BRIDGE) {
 			count(me, VERDICT_TX, size);
-			return deliver(f->skb, to, id, size);
+			return deliver(f->skb, to, id, size, FROM_SIBLING);
 		}
 		if (from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
 		    to->kind == KIND_IPVLAN)
@@ -744,8 +765,12 @@ int xvlan_tx(struct __sk_buff *skb)
 		return drop(0, VERDICT_DROP_INACTIVE, size);
 	if (over_mtu(&f, m))
 		return drop(me, VERDICT_DROP_MTU, size);
-	if (sub->kind == KIND_IPVLAN && !ip_keyed_out(&f, sub, me, m))
-		return drop(me, VERDICT_DROP_MALFORMED, size);
+	if (sub->kind == KIND_IPVLAN) {
+		if (!ip_keyed_out(&f, sub, me, m))
+			return drop(me, VERDICT_DROP_MALFORMED, size);
+		if (is_routed(sub))
+			return tx_routed(&f, m, sub, me, size);
+	}
 	if (sub->place == PLACE_LOCAL || is_group(&f))
 		see_place(skb, sub);
 	if (is_group(&f))

@@ -37,7 +37,9 @@ enum verdict {
 	VERDICT_DROP_MALFORMED, /* sub-interface sent headers that cannot be followed */
 	VERDICT_DROP_MTU,	/* sub-interface sent more than the parent's MTU */
 	VERDICT_DROP_RETURNED,	/* sub-interface is private, a sibling's frame came back to it */
-	VERDICT_DROP_MODE,	/* sub-interface: between siblings whose modes keep them apart */
+	VERDICT_DROP_MODE,	/* sub-interface sent what its mode does not carry, or keeps from
+				   siblings */
+	VERDICT_DROP_ROUTE,	/* sub-interface: the parent's namespace has no route for it */
 	VERDICT_DROP_INACTIVE,	/* parent: sent by a leg that has no sub-interface any more */
 	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
 	VERDICT_MAX,
@@ -62,6 +64,8 @@ enum sub_mode {
 	MODE_VEPA = 4,
 	MODE_PASSTHRU = 5,
 	MODE_SOURCE = 6,
+	MODE_L3 = 7,  /* ipvlan, routed in the parent's namespace: see route.h, as is */
+	MODE_L3S = 8, /* ipvlan, up into the host's stack */
 };
 
 /* What mode and flags come down to for who meets whom. A set of classes is a
@@ -76,6 +80,7 @@ enum sub_class {
 enum sub_place {
 	PLACE_LOCAL, /* inner leg in the parent's netns, or not known to have left it */
 	PLACE_AWAY,  /* inner leg in another netns: bpf_redirect_peer reaches it */
+	PLACE_HOST,  /* wherever it is: the host's stack has a route to the leg */
 };
 
 enum sub_flag {
@@ -86,8 +91,9 @@ enum sub_flag {
 
 enum dest_flag {
 	DEST_GIVEN = 1,	   /* set by the host's administrator */
-	DEST_LEARNED = 2,  /* taught by the sub-interface's own ARP or ND */
+	DEST_LEARNED = 2,  /* taught by the sub-interface's own ARP or ND, or l3's packets */
 	DEST_RESERVED = 4, /* the host's or a gateway's: never anybody's, id is 0 */
+	DEST_GATEWAY = 8,  /* with DEST_RESERVED: a gateway's, so not here but behind the parent */
 };
 
 enum policy {
@@ -99,6 +105,8 @@ enum policy {
 enum found {
 	FOUND_SET_ALLMULTI = 1, /* allmulti was off: put it back off */
 	FOUND_ADD_CLSACT = 2,	/* there was no clsact qdisc: remove it */
+	FOUND_SET_FORWARD4 = 4, /* net.ipv4.conf.PARENT.forwarding was 0: put it back, as below */
+	FOUND_SET_FORWARD6 = 8, /* net.ipv6.conf.PARENT.force_forwarding */
 };
 
 enum rung {

@@ -32,6 +32,7 @@ const (
 	XvlanDestFlagDEST_GIVEN    XvlanDestFlag = 1
 	XvlanDestFlagDEST_LEARNED  XvlanDestFlag = 2
 	XvlanDestFlagDEST_RESERVED XvlanDestFlag = 4
+	XvlanDestFlagDEST_GATEWAY  XvlanDestFlag = 8
 )
 
 type XvlanFound uint32
@@ -39,6 +40,8 @@ type XvlanFound uint32
 const (
 	XvlanFoundFOUND_SET_ALLMULTI XvlanFound = 1
 	XvlanFoundFOUND_ADD_CLSACT   XvlanFound = 2
+	XvlanFoundFOUND_SET_FORWARD4 XvlanFound = 4
+	XvlanFoundFOUND_SET_FORWARD6 XvlanFound = 8
 )
 
 type XvlanIp4Key struct {
@@ -159,6 +162,8 @@ const (
 	XvlanSubModeMODE_VEPA     XvlanSubMode = 4
 	XvlanSubModeMODE_PASSTHRU XvlanSubMode = 5
 	XvlanSubModeMODE_SOURCE   XvlanSubMode = 6
+	XvlanSubModeMODE_L3       XvlanSubMode = 7
+	XvlanSubModeMODE_L3S      XvlanSubMode = 8
 )
 
 type XvlanSubPlace uint32
@@ -166,6 +171,7 @@ type XvlanSubPlace uint32
 const (
 	XvlanSubPlacePLACE_LOCAL XvlanSubPlace = 0
 	XvlanSubPlacePLACE_AWAY  XvlanSubPlace = 1
+	XvlanSubPlacePLACE_HOST  XvlanSubPlace = 2
 )
 
 type XvlanSubState uint32
@@ -178,7 +184,7 @@ const (
 
 type XvlanSubStats struct {
 	_       structs.HostLayout
-	Verdict [11]XvlanCounter
+	Verdict [12]XvlanCounter
 }
 
 type XvlanVerdict uint32
@@ -193,9 +199,10 @@ const (
 	XvlanVerdictVERDICT_DROP_MTU       XvlanVerdict = 6
 	XvlanVerdictVERDICT_DROP_RETURNED  XvlanVerdict = 7
 	XvlanVerdictVERDICT_DROP_MODE      XvlanVerdict = 8
-	XvlanVerdictVERDICT_DROP_INACTIVE  XvlanVerdict = 9
-	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 10
-	XvlanVerdictVERDICT_MAX            XvlanVerdict = 11
+	XvlanVerdictVERDICT_DROP_ROUTE     XvlanVerdict = 9
+	XvlanVerdictVERDICT_DROP_INACTIVE  XvlanVerdict = 10
+	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 11
+	XvlanVerdictVERDICT_MAX            XvlanVerdict = 12
 )
 
 // Names of all BPF objects in the ELF.

@@ -261,7 +261,10 @@ func (p *parent) putBack() error {
 		return err
 	}
 	p.rec.SetAllmulti, p.rec.AddClsact = false, false
-	return p.save()
+	if err := p.save(); err != nil {
+		return err
+	}
+	return p.forward(false)
 }
 
 // Attach attaches a parent that no sub-interface has to be on yet, or changes

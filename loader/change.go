@@ -89,17 +89,14 @@ func (h *Host) Move(sel Selector, netns string) error {
 			}
 			defer from.close()
 			// By the host leg frames arrive wherever the other end is.
-			sub.Place = maps.Local
+			sub.Place = placeOf(sub.Mode, false)
 			if err := p.maps.PutSub(l.ID, sub); err != nil {
 				return err
 			}
 			if err := h.move(dev, from, to); err != nil {
 				return err
 			}
-			if to.own {
-				return nil
-			}
-			sub.Place = maps.Away
+			sub.Place = placeOf(sub.Mode, !to.own)
 			return p.maps.PutSub(l.ID, sub)
 		})
 }

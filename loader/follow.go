@@ -56,7 +56,7 @@ func (p *parent) follow() error {
 			return err
 		}
 	}
-	return nil
+	return p.followRoutes()
 }
 
 // followOne follows an inner leg's place and MAC, and returns the addresses of
@@ -66,11 +66,7 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error
 	if inner == nil || err != nil {
 		return nil, err // gone meanwhile: the next sweep's
 	}
-	place := maps.Local
-	if nsid >= 0 {
-		place = maps.Away
-	}
-	if place != sub.Place {
+	if place := placeOf(sub.Mode, nsid >= 0); place != sub.Place {
 		sub.Place = place
 		if err := p.maps.PutSub(id, sub); err != nil {
 			return nil, err
@@ -114,7 +110,10 @@ func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
 	sub := old
 	sub.MAC = inner.Attrs().HardwareAddr
 	if !sub.Keyed() {
-		return p.maps.PutSub(id, sub)
+		if err := p.maps.PutSub(id, sub); err != nil || sub.Mode != maps.L3S {
+			return err
+		}
+		return p.h.tuneLeg(legName(p.rec.Index, id), sub)
 	}
 	err := p.maps.PutMAC(0, sub.MAC, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given})
 	if errors.Is(err, ebpf.ErrKeyExist) {

@@ -102,7 +102,7 @@ func newKernelLink(index int, spec *LinkSpec) netlink.Link {
 		return &netlink.Macvlan{LinkAttrs: attrs, Mode: kernelModes[spec.Mode]}
 	}
 	attrs.MTU = 0 // the driver sets the parent's, and takes no other
-	return &netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2, Flag: kernelFlags[spec.class()]}
+	return &netlink.IPVlan{LinkAttrs: attrs, Mode: ipvlanModes[spec.Mode], Flag: kernelFlags[spec.class()]}
 }
 
 var kernelModes = map[maps.Mode]netlink.MacvlanMode{
@@ -120,6 +120,12 @@ var rawModes = map[maps.Mode]uint32{
 	maps.Bridge:   nl.MACVLAN_MODE_BRIDGE,
 	maps.Passthru: nl.MACVLAN_MODE_PASSTHRU,
 	maps.Source:   nl.MACVLAN_MODE_SOURCE,
+}
+
+var ipvlanModes = map[maps.Mode]netlink.IPVlanMode{
+	maps.L2:  netlink.IPVLAN_MODE_L2,
+	maps.L3:  netlink.IPVLAN_MODE_L3,
+	maps.L3S: netlink.IPVLAN_MODE_L3S,
 }
 
 var kernelFlags = map[maps.Class]netlink.IPVlanFlag{
@@ -238,6 +244,10 @@ func (h *Host) checkKernel(parent netlink.Link, spec *LinkSpec) error {
 		if l.link.Type() != spec.Kind.String() {
 			return fmt.Errorf("type %s: %w: on the kernel rung a parent takes one kind, and %s has %s on it",
 				spec.Kind, ErrUnsupported, parent.Attrs().Name, l.link.Type())
+		}
+		if v, ok := l.link.(*netlink.IPVlan); ok && (v.Mode != ipvlanModes[spec.Mode] || v.Flag != kernelFlags[spec.class()]) {
+			return fmt.Errorf("mode %s %s: %w: on the kernel rung all ipvlans of a parent have one mode and flag, and those on %s have others",
+				spec.Mode, spec.class(), ErrUnsupported, parent.Attrs().Name)
 		}
 	}
 	return nil

@@ -267,7 +267,12 @@ func (h *Host) fromKernel(k kernelLink) (Link, error) {
 		}
 		l.Class = classOf(l.Mode, 0)
 	case *netlink.IPVlan:
-		l.Kind, l.Mode = maps.Ipvlan, maps.L2
+		l.Kind = maps.Ipvlan
+		for mode, kernel := range ipvlanModes {
+			if kernel == dev.Mode {
+				l.Mode = mode
+			}
+		}
 		for class, flag := range kernelFlags {
 			if flag == dev.Flag {
 				l.Class = class

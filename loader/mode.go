@@ -41,7 +41,7 @@ func (c *ModeChange) check(kind maps.Kind, mode maps.Mode) error {
 	if c.Mode != 0 {
 		mode = c.Mode
 	}
-	if (mode == maps.L2) != (kind == maps.Ipvlan) || c.Flag != 0 && kind != maps.Ipvlan {
+	if mode.IsIpvlan() != (kind == maps.Ipvlan) || c.Flag != 0 && kind != maps.Ipvlan {
 		return fmt.Errorf("type: %w: this is %s", ErrInvalid, kind)
 	}
 	if c.Source == nil {
@@ -62,6 +62,7 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if err := c.check(sub.Kind, sub.Mode); err != nil {
 		return err
 	}
+	old := sub
 	leaves := sub.Mode == maps.Source && c.Mode != 0 && c.Mode != maps.Source
 	if c.Mode != 0 {
 		sub.Mode = c.Mode
@@ -71,6 +72,12 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 		flag = sub.Class
 	}
 	sub.Class = classOf(sub.Mode, flag)
+	if sub.Kind == maps.Ipvlan {
+		sub.Place = placeOf(sub.Mode, l.Netns != "")
+	}
+	if err := p.relink(l, old, sub); err != nil {
+		return err
+	}
 	if err := p.maps.PutSub(l.ID, sub); err != nil {
 		return err
 	}
@@ -124,6 +131,11 @@ func (h *Host) setKernelMode(k kernelLink, c ModeChange) error {
 	defer s.close()
 	if c.Mode != 0 && l.Kind == maps.Macvlan {
 		if err := setData(s, k.link, nl.IFLA_MACVLAN_MODE, nl.Uint32Attr(rawModes[c.Mode])); err != nil {
+			return fmt.Errorf("change mode of %s: %w", l.Name, err)
+		}
+	}
+	if c.Mode != 0 && l.Kind == maps.Ipvlan {
+		if err := setData(s, k.link, nl.IFLA_IPVLAN_MODE, nl.Uint16Attr(uint16(ipvlanModes[c.Mode]))); err != nil {
 			return fmt.Errorf("change mode of %s: %w", l.Name, err)
 		}
 	}

@@ -79,9 +79,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	}
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
 	sub.NoDst = spec.Source.NoDst
-	if !in.own {
-		sub.Place = maps.Away
-	}
+	sub.Place = placeOf(spec.Mode, !in.own)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.remove(id, sub))
@@ -96,6 +94,11 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	}
 	if err := p.hookLeg(id, leg, sub); err != nil {
 		return err
+	}
+	if spec.Mode.Routed() {
+		if err := p.addRouted(leg, sub, in, spec); err != nil {
+			return err
+		}
 	}
 	if sub, err = p.openParent(id, sub, !spec.NoPromisc); err != nil {
 		return err
@@ -288,7 +291,7 @@ func (p *parent) enterKeys(id maps.ID, sub maps.Sub, spec *LinkSpec) error {
 			return err
 		}
 	}
-	return p.maps.SetMember(id, true)
+	return p.maps.SetMember(id, !sub.Mode.Routed())
 }
 
 // remove undoes add from wherever it had come to, in the reverse order, and
@@ -369,16 +372,21 @@ func (p *parent) reindex(sub maps.Sub) error {
 		return err
 	}
 	p.rec.IPKeyed, p.rec.Sources, p.rec.Passthru = 0, 0, 0
+	stack := false
 	for i, s := range subs {
 		switch {
 		case s.State == maps.Free:
 		case s.Kind == maps.Ipvlan:
 			p.rec.IPKeyed++
+			stack = stack || s.Mode == maps.L3S
 		case s.Mode == maps.Source:
 			p.rec.Sources++
 		case s.Mode == maps.Passthru:
 			p.rec.Passthru = maps.ID(i)
 		}
 	}
-	return p.save()
+	if err := p.save(); err != nil {
+		return err
+	}
+	return p.forward(stack)
 }

@@ -197,27 +197,28 @@ func (p *parent) reserve() error {
 		return err
 	}
 	for _, a := range have {
-		if a.Origin == maps.Reserved && !want[a.Addr] {
+		gateway, wanted := want[a.Addr]
+		if a.Origin == maps.Reserved && !wanted {
 			if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
 				return err
 			}
 		}
-		if a.Origin == maps.Reserved || a.Origin == maps.Given && want[a.Addr] {
+		if a.Origin == maps.Reserved && a.Gateway == gateway || a.Origin == maps.Given && wanted {
 			if a.Origin == maps.Given {
 				p.h.log.Warn("the host has taken a sub-interface's address", "parent", p.rec.Name, "addr", a.Addr)
 			}
 			delete(want, a.Addr)
 		}
 	}
-	for a := range want {
-		if err := p.maps.ReplaceAddr(0, a, maps.Dest{Origin: maps.Reserved}); err != nil {
+	for a, gateway := range want {
+		if err := p.maps.ReplaceAddr(0, a, maps.Dest{Origin: maps.Reserved, Gateway: gateway}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// hostAddrs collects the host's addresses and its gateways on the parent. The
+// hostAddrs collects the host's addresses and, true, its gateways on the parent. The
 // addresses of inner legs that stay in this namespace are not the host's, and
 // link-local ones count on the parent alone.
 func (p *parent) hostAddrs() (map[netip.Addr]bool, error) {
@@ -241,7 +242,7 @@ func (p *parent) hostAddrs() (map[netip.Addr]bool, error) {
 			}
 		}
 		if !inner[a.LinkIndex] {
-			all[ip] = true
+			all[ip] = false
 		}
 	}
 	routes, err := whole(func() ([]netlink.Route, error) { return p.h.nl.RouteList(p.link, netlink.FAMILY_ALL) })
@@ -250,7 +251,9 @@ func (p *parent) hostAddrs() (map[netip.Addr]bool, error) {
 	}
 	for _, r := range routes {
 		if ip, ok := netip.AddrFromSlice(r.Gw); ok {
-			all[ip.Unmap()] = true
+			if _, own := all[ip.Unmap()]; !own {
+				all[ip.Unmap()] = true
+			}
 		}
 	}
 	return all, nil

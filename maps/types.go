@@ -34,7 +34,7 @@ func (k Kind) String() string {
 // Mode is a sub-interface's mode, as its kernel driver names it.
 type Mode bpf.XvlanSubMode
 
-// The modes built so far: macvlan's, then ipvlan's.
+// The modes: macvlan's, then ipvlan's.
 const (
 	Private  = Mode(bpf.XvlanSubModeMODE_PRIVATE)
 	VEPA     = Mode(bpf.XvlanSubModeMODE_VEPA)
@@ -42,11 +42,21 @@ const (
 	Passthru = Mode(bpf.XvlanSubModeMODE_PASSTHRU)
 	Source   = Mode(bpf.XvlanSubModeMODE_SOURCE)
 	L2       = Mode(bpf.XvlanSubModeMODE_L2)
+	L3       = Mode(bpf.XvlanSubModeMODE_L3)
+	L3S      = Mode(bpf.XvlanSubModeMODE_L3S)
 )
 
 var modeNames = map[Mode]string{
-	Private: "private", VEPA: "vepa", Bridge: "bridge", Passthru: "passthru", Source: "source", L2: "l2",
+	Private: "private", VEPA: "vepa", Bridge: "bridge", Passthru: "passthru", Source: "source",
+	L2: "l2", L3: "l3", L3S: "l3s",
 }
+
+// IsIpvlan tells the modes of ipvlan from those of macvlan.
+func (m Mode) IsIpvlan() bool { return m == L2 || m.Routed() }
+
+// Routed tells the modes without a link: nothing is resolved, and nothing
+// group-addressed is sent or received.
+func (m Mode) Routed() bool { return m == L3 || m == L3S }
 
 func (m Mode) String() string {
 	if name, ok := modeNames[m]; ok {
@@ -98,6 +108,7 @@ type Place bpf.XvlanSubPlace
 const (
 	Local = Place(bpf.XvlanSubPlacePLACE_LOCAL) // in the parent's netns, or not known to have left it
 	Away  = Place(bpf.XvlanSubPlacePLACE_AWAY)  // in another netns
+	Stack = Place(bpf.XvlanSubPlacePLACE_HOST)  // anywhere: the host's stack forwards to the leg
 )
 
 // Rung is what a parent's datapath runs on.
@@ -128,7 +139,7 @@ type Origin bpf.XvlanDestFlag
 // The origins.
 const (
 	Given    = Origin(bpf.XvlanDestFlagDEST_GIVEN)    // by the administrator
-	Learned  = Origin(bpf.XvlanDestFlagDEST_LEARNED)  // from the owner's ARP or ND
+	Learned  = Origin(bpf.XvlanDestFlagDEST_LEARNED)  // from what the owner says of itself
 	Reserved = Origin(bpf.XvlanDestFlagDEST_RESERVED) // the host's or a gateway's
 )
 
@@ -158,6 +169,7 @@ const (
 	DropMTU       = Verdict(bpf.XvlanVerdictVERDICT_DROP_MTU)
 	DropReturned  = Verdict(bpf.XvlanVerdictVERDICT_DROP_RETURNED)
 	DropMode      = Verdict(bpf.XvlanVerdictVERDICT_DROP_MODE)
+	DropRoute     = Verdict(bpf.XvlanVerdictVERDICT_DROP_ROUTE)
 	DropInactive  = Verdict(bpf.XvlanVerdictVERDICT_DROP_INACTIVE)
 	LearnDup      = Verdict(bpf.XvlanVerdictVERDICT_LEARN_DUP)
 	verdicts      = Verdict(bpf.XvlanVerdictVERDICT_MAX)
@@ -173,6 +185,7 @@ var verdictNames = [verdicts]string{
 	DropMTU:       "drop_mtu",
 	DropReturned:  "drop_returned",
 	DropMode:      "drop_mode",
+	DropRoute:     "drop_route",
 	DropInactive:  "drop_inactive",
 	LearnDup:      "learn_dup",
 }
@@ -224,7 +237,7 @@ func (s *Stats) DroppedRX() uint64 { return s[DropFanout].Packets + s[DropReturn
 
 // DroppedTX counts the packets it sent that went nowhere.
 func (s *Stats) DroppedTX() uint64 {
-	return s[DropMalformed].Packets + s[DropMTU].Packets + s[DropMode].Packets
+	return s[DropMalformed].Packets + s[DropMTU].Packets + s[DropMode].Packets + s[DropRoute].Packets
 }
 
 // Sub is one sub-interface's record.
@@ -305,6 +318,8 @@ type Parent struct {
 	LastID      ID     // taken last
 	SetAllmulti bool   // allmulti was turned on, detach turns it off
 	AddClsact   bool   // the clsact qdisc was added, detach removes it
+	SetForward4 bool   // forwarding was turned on for mode l3s, and goes with the last of it
+	SetForward6 bool   // likewise force_forwarding
 	Rung        Rung
 	MAC         net.HardwareAddr
 	Name        string
@@ -335,6 +350,12 @@ func (p *Parent) toC() bpf.XvlanParent {
 	if p.AddClsact {
 		c.Found |= bpf.XvlanFoundFOUND_ADD_CLSACT
 	}
+	if p.SetForward4 {
+		c.Found |= bpf.XvlanFoundFOUND_SET_FORWARD4
+	}
+	if p.SetForward6 {
+		c.Found |= bpf.XvlanFoundFOUND_SET_FORWARD6
+	}
 	copy(c.Mac[:], p.MAC)
 	copy(c.Name[:], p.Name)
 	copy(c.Reason[:len(c.Reason)-1], p.Reason)
@@ -355,6 +376,8 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		LastID:      ID(c.LastId),
 		SetAllmulti: c.Found&bpf.XvlanFoundFOUND_SET_ALLMULTI != 0,
 		AddClsact:   c.Found&bpf.XvlanFoundFOUND_ADD_CLSACT != 0,
+		SetForward4: c.Found&bpf.XvlanFoundFOUND_SET_FORWARD4 != 0,
+		SetForward6: c.Found&bpf.XvlanFoundFOUND_SET_FORWARD6 != 0,
 		Rung:        Rung(c.Rung),
 		MAC:         net.HardwareAddr(bytes.Clone(c.Mac[:])),
 		Name:        cString(c.Name[:]),
@@ -365,17 +388,23 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 // Dest is the value of a key: whose it is. It counts only while the owner's
 // record is active and of the same generation.
 type Dest struct {
-	ID     ID
-	Gen    uint32
-	Origin Origin
+	ID      ID
+	Gen     uint32
+	Origin  Origin
+	Gateway bool // of a reserved address: it is not the host's own
 }
 
 func (d Dest) toC() bpf.XvlanDest {
-	return bpf.XvlanDest{Id: uint32(d.ID), Gen: d.Gen, Flags: bpf.XvlanDestFlag(d.Origin)}
+	c := bpf.XvlanDest{Id: uint32(d.ID), Gen: d.Gen, Flags: bpf.XvlanDestFlag(d.Origin)}
+	if d.Gateway {
+		c.Flags |= bpf.XvlanDestFlagDEST_GATEWAY
+	}
+	return c
 }
 
 func destFromC(c bpf.XvlanDest) Dest {
-	return Dest{ID: ID(c.Id), Gen: c.Gen, Origin: Origin(c.Flags)}
+	const gateway = bpf.XvlanDestFlagDEST_GATEWAY
+	return Dest{ID: ID(c.Id), Gen: c.Gen, Origin: Origin(c.Flags &^ gateway), Gateway: c.Flags&gateway != 0}
 }
 
 func cString(b []byte) string {

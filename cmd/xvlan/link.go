@@ -27,7 +27,7 @@ func (a *app) linkCmd() *cobra.Command {
              [netns NAME|PID|PATH] [up] type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
              [macaddr {add MAC | set [MAC...]}]
-  IPVLAN  := mode l2 [bridge|private|vepa]`,
+  IPVLAN  := [mode {l3|l2|l3s}] [bridge|private|vepa]`,
 		Short:   "Make a sub-interface",
 		Aliases: []string{"a"},
 		Example: `  xvlan link add link eth0 name c1 type macvlan mode bridge
@@ -62,7 +62,7 @@ func (a *app) linkCmd() *cobra.Command {
 		&cobra.Command{
 			Use: `set [dev] NAME [link PARENT] netns NAME|PID|PATH
   xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}] |
-             ipvlan [bridge|private|vepa]}`,
+             ipvlan [mode MODE] [bridge|private|vepa]}`,
 			Short: "Move a sub-interface, or change its mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},

@@ -38,6 +38,16 @@ var modeWords = map[string][]struct{ line, data string }{
 		{"link set c1 type ipvlan vepa", `{"mode":"l2","vepa":true}`},
 		{"link set c1 type ipvlan bridge", `{"bridge":true,"mode":"l2"}`},
 		{"link set c1 type ipvlan mode l2 private", `{"mode":"l2","private":true}`},
+		{"link set c1 type ipvlan mode l3", `{"mode":"l3","private":true}`},
+		{"link set c1 type ipvlan mode l3s bridge", `{"bridge":true,"mode":"l3s"}`},
+		{"link set c1 type ipvlan mode l2", `{"bridge":true,"mode":"l2"}`},
+	},
+	"ipvlan l3": {
+		{"link add link eth0 c1 type ipvlan", `{"bridge":true,"mode":"l3"}`},
+		{"link set c1 type ipvlan vepa", `{"mode":"l3","vepa":true}`},
+	},
+	"ipvlan l3s": {
+		{"link add link eth0 c1 addr 192.0.2.1/24 type ipvlan mode l3s private", `{"mode":"l3s","private":true}`},
 	},
 }
 
@@ -45,7 +55,7 @@ func TestModeWords(t *testing.T) {
 	for kind, lines := range modeWords {
 		for _, datapath := range []string{"tc", "kernel"} {
 			t.Run(kind+" "+datapath, func(t *testing.T) {
-				if kind == "ipvlan" && datapath == "kernel" && !lab.HasKind(t, kind) {
+				if strings.HasPrefix(kind, "ipvlan") && datapath == "kernel" && !lab.HasKind(t, "ipvlan") {
 					t.Skip("this kernel is built without ipvlan")
 				}
 				w := newWorld(t)

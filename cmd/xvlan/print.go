@@ -84,8 +84,11 @@ func modeOptions(l loader.Link) string {
 
 // delivery says by which way unicast reaches the inner leg.
 func delivery(p maps.Place) string {
-	if p == maps.Away {
+	switch p {
+	case maps.Away:
 		return "peer"
+	case maps.Stack:
+		return "host"
 	}
 	return "leg"
 }

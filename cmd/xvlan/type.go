@@ -19,14 +19,13 @@ type typeWords struct {
 	source    *loader.SourceEdit // nil: not said
 }
 
-// ipModes lists the modes that each type has with ip, the default first; 0 is
-// one that is not built yet.
+// ipModes lists the modes that each type has with ip, the default first.
 var ipModes = map[maps.Kind][]struct {
 	name string
 	mode maps.Mode
 }{
 	maps.Macvlan: {{"vepa", maps.VEPA}, {"bridge", maps.Bridge}, {"private", maps.Private}, {"passthru", maps.Passthru}, {"source", maps.Source}},
-	maps.Ipvlan:  {{"l3", 0}, {"l2", maps.L2}, {"l3s", 0}},
+	maps.Ipvlan:  {{"l3", maps.L3}, {"l2", maps.L2}, {"l3s", maps.L3S}},
 }
 
 var ipvlanFlags = map[string]maps.Class{"bridge": maps.ClassBridge, "private": maps.ClassPrivate, "vepa": maps.ClassVEPA}
@@ -72,23 +71,15 @@ func (w *words) parseType(kind string) (typeWords, error) {
 
 func (w *words) mode(t *typeWords) {
 	name := w.value("mode")
-	var built []string
+	var names []string
 	for _, m := range ipModes[t.kind] {
-		if m.mode != 0 {
-			built = append(built, m.name)
-		}
-	}
-	for _, m := range ipModes[t.kind] {
-		switch {
-		case m.name != name:
-		case m.mode == 0:
-			w.fail(usagef("mode %s: not built yet; of %s's modes these are: %s", name, t.kind, strings.Join(built, ", ")))
-		default:
+		if m.name == name {
 			t.mode = m.mode
 			return
 		}
+		names = append(names, m.name)
 	}
-	w.fail(usagef("mode %s: no mode of %s; these are: %s", name, t.kind, strings.Join(built, ", ")))
+	w.fail(usagef("mode %s: no mode of %s; these are: %s", name, t.kind, strings.Join(names, ", ")))
 }
 
 func (w *words) flag(name string, t *typeWords) {
@@ -130,9 +121,6 @@ func (t *typeWords) forAdd(spec *loader.LinkSpec) error {
 	spec.Kind, spec.Mode, spec.Flag, spec.NoPromisc = t.kind, t.mode, t.flag, t.noPromisc
 	if spec.Mode == 0 {
 		spec.Mode = ipModes[t.kind][0].mode
-	}
-	if spec.Mode == 0 {
-		return usagef("mode: %s, the default of `ip`, is not built yet; say mode l2", ipModes[t.kind][0].name)
 	}
 	if t.noPromisc && spec.Mode != maps.Passthru {
 		return usagef("flag nopromisc: only mode passthru has it")
