@@ -8,11 +8,13 @@ import (
 	"net"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 )
 
 // Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
 // xvlan.h. Maps that say another one must not be written to.
-const Schema = 1
+const Schema = 2
 
 // LearnSlots is how many addresses of each family a sub-interface can hold by
 // learning: LEARN_SLOTS in xvlan.h.
@@ -46,6 +48,15 @@ func LegSlot(index, slots uint32) uint32 { return index & (slots - 1) }
 // sub-interface on the average.
 const sourcesPerSub = 16
 
+// The maps that the programs hold as sections: one entry with key 0, which is
+// an array of records or slots. They can be mapped into memory.
+const (
+	MapMeta     = "meta"      // XvlanParent
+	MapSubs     = "subs"      // XvlanSub by id
+	MapMACSlots = "mac_slots" // uint32, see MACSlot
+	MapLegSlots = "leg_slots" // uint32, see LegSlot
+)
+
 // ErrCapacity is returned for a number of sub-interfaces that no maps can be
 // made for.
 var ErrCapacity = errors.New("capacity out of range")
@@ -65,24 +76,32 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	delete(spec.Variables, XvlanVarEmitVerdict)
 	delete(spec.Maps, ".bss")
 	slots := slotBits(capacity)
-	if err := spec.Variables[XvlanVarSlotBits].Set(uint32(slots)); err != nil {
-		return nil, fmt.Errorf("set slot bits: %w", err)
+	ids := uint32(1) << bits.Len32(capacity) // a power of two, so that a mask bounds them
+	for name, value := range map[string]uint32{
+		XvlanVarSlotShift: uint32(32 - slots),
+		XvlanVarIdMask:    ids - 1,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	for name, n := range map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots} {
+		if err := lengthen(spec.Maps[section+name], n); err != nil {
+			return nil, fmt.Errorf("size %s: %w", name, err)
+		}
 	}
 	// Given addresses share the room with learned ones: twice the most that
 	// can be learned, so that learning never uses up what can be given.
 	addrs := 2*LearnSlots*capacity + reservedAddrs
 	for name, entries := range map[string]uint32{
-		XvlanMapSubs:     capacity + 1,
-		XvlanMapStats:    capacity + 1,
-		XvlanMapLearned:  capacity + 1,
-		XvlanMapMembers:  capacity/64 + 1,
-		XvlanMapMacSlots: 1 << slots,
-		XvlanMapLegSlots: 1 << slots,
-		XvlanMapBySrc:    sourcesPerSub * capacity,
-		XvlanMapByMac:    capacity,
-		XvlanMapByLeg:    capacity,
-		XvlanMapByIp4:    addrs,
-		XvlanMapByIp6:    addrs,
+		XvlanMapStats:   capacity + 1,
+		XvlanMapLearned: capacity + 1,
+		XvlanMapMembers: capacity/64 + 1,
+		XvlanMapBySrc:   sourcesPerSub * capacity,
+		XvlanMapByMac:   capacity,
+		XvlanMapByLeg:   capacity,
+		XvlanMapByIp4:   addrs,
+		XvlanMapByIp6:   addrs,
 	} {
 		spec.Maps[name].MaxEntries = entries
 	}
@@ -90,5 +109,31 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
+	for _, name := range []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots} {
+		coll.Maps[name] = coll.Maps[section+name]
+		delete(coll.Maps, section+name)
+	}
 	return coll, nil
+}
+
+// section begins the names that sections have in the object.
+const section = ".data."
+
+// lengthen makes a section that declares one element hold n, and mappable,
+// which also lets it begin on a page: a record is then one cache line.
+func lengthen(spec *ebpf.MapSpec, n uint32) error {
+	data, ok := spec.Value.(*btf.Datasec)
+	if !ok || len(data.Vars) != 1 {
+		return fmt.Errorf("%v is no section of one variable", spec.Value)
+	}
+	element := data.Vars[0].Type.(*btf.Var).Type
+	if array, ok := btf.UnderlyingType(element).(*btf.Array); ok {
+		element = array.Type
+	}
+	index := &btf.Int{Name: "unsigned int", Size: 4}
+	spec.Key, spec.Value = index, &btf.Array{Index: index, Type: element, Nelems: n}
+	spec.ValueSize = data.Vars[0].Size * n
+	spec.Flags |= unix.BPF_F_MMAPABLE
+	spec.Contents = nil
+	return nil
 }

@@ -288,15 +288,12 @@ func TestPlace(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%d recorded %d", c.id, c.recorded), func(t *testing.T) {
 			w.enter(t)
-			want, got := w.subs[c.id], bpf.XvlanSub{}
+			want := plain(w.subs[c.id])
 			want.Place = c.recorded
-			w.put(t, bpf.XvlanMapSubs, c.id, want)
+			w.set(t, bpf.MapSubs, c.id, want)
 			w.run(t, bpf.XvlanProgXvlanTx, c.id, c.frame, 0)
-			if err := w.coll.Maps[bpf.XvlanMapSubs].Lookup(c.id, &got); err != nil {
-				t.Fatal(err)
-			}
 			want.Place = c.now
-			if got != want {
+			if got := w.record(t, c.id); got != want {
 				t.Errorf("record is %+v\nwant      %+v", got, want)
 			}
 		})

@@ -30,7 +30,7 @@ func tableFrames() [][]byte {
 func FuzzPrograms(f *testing.F) {
 	w, moded, routed := usualWorld(f), modesWorld(f), routedWorld(f)
 	moded.meta.Sources = 0 // their copies come besides
-	moded.put(f, bpf.XvlanMapMeta, uint32(0), moded.meta)
+	moded.set(f, bpf.MapMeta, 0, moded.meta)
 	for _, frame := range tableFrames() {
 		f.Add(frame)
 	}
@@ -40,7 +40,7 @@ func FuzzPrograms(f *testing.F) {
 		}
 		for _, policy := range []bpf.XvlanPolicy{0, bpf.XvlanPolicyPOLICY_UNKNOWN_DROP} {
 			w.meta.Policy = policy
-			w.put(t, bpf.XvlanMapMeta, uint32(0), w.meta)
+			w.set(t, bpf.MapMeta, 0, w.meta)
 			fuzzXDP(t, w, frame)
 			fuzzRx(t, w, frame)
 		}

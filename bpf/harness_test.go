@@ -3,7 +3,9 @@ package bpf_test
 import (
 	"encoding/binary"
 	"errors"
+	"io"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"testing"
@@ -122,6 +124,15 @@ func ipvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
 	}
 }
 
+// plain flags a record that the short way is for, as package maps does.
+func plain(sub bpf.XvlanSub) bpf.XvlanSub {
+	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Kind == bpf.XvlanSubKindKIND_MACVLAN && sub.Vlan == 0 &&
+		sub.Class&(bpf.XvlanSubClassCLASS_BRIDGE|bpf.XvlanSubClassCLASS_VEPA) != 0 {
+		sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN
+	}
+	return sub
+}
+
 // usualWorld makes a world with the usual sub-interfaces and enters them.
 func usualWorld(tb testing.TB) *world {
 	tb.Helper()
@@ -181,11 +192,11 @@ func (w *world) enter(tb testing.TB) {
 	for _, name := range []string{bpf.XvlanMapByMac, bpf.XvlanMapByIp4, bpf.XvlanMapByIp6, bpf.XvlanMapByLeg, bpf.XvlanMapBySrc} {
 		w.clear(tb, name)
 	}
-	w.put(tb, bpf.XvlanMapMeta, uint32(0), w.meta)
+	w.set(tb, bpf.MapMeta, 0, w.meta)
 	members := make([]uint64, w.meta.Capacity/64+1)
 	for id := range w.meta.Capacity + 1 {
-		sub := w.subs[id]
-		w.put(tb, bpf.XvlanMapSubs, id, sub)
+		sub := plain(w.subs[id])
+		w.set(tb, bpf.MapSubs, id, sub)
 		w.put(tb, bpf.XvlanMapLearned, id, bpf.XvlanRing{})
 		if sub.Leg == 0 {
 			continue
@@ -218,7 +229,7 @@ func (w *world) enter(tb testing.TB) {
 // whose keys are not their own are only to be found by hash.
 func (w *world) slots(tb testing.TB) {
 	tb.Helper()
-	size := w.coll.Maps[bpf.XvlanMapMacSlots].MaxEntries()
+	size := w.slotCount()
 	macs, legs := make([]uint32, size), make([]uint32, size)
 	fall := func(slot *uint32, id uint32) {
 		if *slot == 0 && id != stale && id != free && !w.crowded {
@@ -231,22 +242,51 @@ func (w *world) slots(tb testing.TB) {
 		fall(&macs[bpf.MACSlot(sub.Mac[:], size)], id)
 		fall(&legs[bpf.LegSlot(sub.Leg, size)], id)
 	}
-	keys := make([]uint32, size)
-	for i := range keys {
-		keys[i] = uint32(i)
-	}
-	_, err1 := w.coll.Maps[bpf.XvlanMapMacSlots].BatchUpdate(keys, macs, nil)
-	_, err2 := w.coll.Maps[bpf.XvlanMapLegSlots].BatchUpdate(keys, legs, nil)
-	if err := errors.Join(err1, err2); err != nil {
-		tb.Fatalf("fill slots: %v", err)
-	}
+	w.set(tb, bpf.MapMACSlots, 0, macs)
+	w.set(tb, bpf.MapLegSlots, 0, legs)
 }
+
+func (w *world) slotCount() uint32 { return w.coll.Maps[bpf.MapMACSlots].ValueSize() / 4 }
 
 func (w *world) put(tb testing.TB, name string, key, value any) {
 	tb.Helper()
 	if err := w.coll.Maps[name].Put(key, value); err != nil {
 		tb.Fatalf("put into %s: %v", name, err)
 	}
+}
+
+// set writes elements of a section from the index on.
+func (w *world) set(tb testing.TB, name string, index uint32, elements any) {
+	tb.Helper()
+	raw, err := binary.Append(nil, binary.NativeEndian, elements)
+	if err != nil {
+		tb.Fatalf("encode %T: %v", elements, err)
+	}
+	mem, err := w.coll.Maps[name].Memory()
+	if err != nil {
+		tb.Fatalf("map %s: %v", name, err)
+	}
+	size := binary.Size(elements)
+	if v := reflect.ValueOf(elements); v.Kind() == reflect.Slice {
+		size /= v.Len()
+	}
+	if _, err := mem.WriteAt(raw, int64(index)*int64(size)); err != nil {
+		tb.Fatalf("write to %s: %v", name, err)
+	}
+}
+
+// record reads a sub-interface's record.
+func (w *world) record(tb testing.TB, id uint32) (sub bpf.XvlanSub) {
+	tb.Helper()
+	mem, err := w.coll.Maps[bpf.MapSubs].Memory()
+	if err != nil {
+		tb.Fatalf("map records: %v", err)
+	}
+	size := int64(binary.Size(sub))
+	if err := binary.Read(io.NewSectionReader(mem, int64(id)*size, size), binary.NativeEndian, &sub); err != nil {
+		tb.Fatalf("read record %d: %v", id, err)
+	}
+	return sub
 }
 
 func (w *world) clear(tb testing.TB, name string) {

@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
 	"regexp"
@@ -44,11 +45,19 @@ func TestLoadCapacity(t *testing.T) {
 	}
 	defer coll.Close()
 	for name, want := range map[string]uint32{
-		bpf.XvlanMapSubs: 65, bpf.XvlanMapStats: 65, bpf.XvlanMapLearned: 65, bpf.XvlanMapMembers: 2,
-		bpf.XvlanMapByMac: 64, bpf.XvlanMapByLeg: 64, bpf.XvlanMapMeta: 1,
+		bpf.XvlanMapStats: 65, bpf.XvlanMapLearned: 65, bpf.XvlanMapMembers: 2,
+		bpf.XvlanMapByMac: 64, bpf.XvlanMapByLeg: 64,
 	} {
 		if got := coll.Maps[name].MaxEntries(); got != want {
 			t.Errorf("%s has room for %d entries, want %d", name, got, want)
+		}
+	}
+	for name, want := range map[string]uint32{
+		bpf.MapSubs: 128 * uint32(binary.Size(bpf.XvlanSub{})), bpf.MapMACSlots: 256 * 4, bpf.MapLegSlots: 256 * 4,
+		bpf.MapMeta: uint32(binary.Size(bpf.XvlanParent{})),
+	} {
+		if m := coll.Maps[name]; m.MaxEntries() != 1 || m.ValueSize() != want {
+			t.Errorf("%s has %d entries of %d bytes, want one of %d", name, m.MaxEntries(), m.ValueSize(), want)
 		}
 	}
 	// All can learn all they may, and there is room for given addresses.

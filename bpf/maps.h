@@ -6,22 +6,31 @@
 #ifndef XVLAN_MAPS_H
 #define XVLAN_MAPS_H
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct parent);
-} meta SEC(".maps");
+/* What every frame needs stands in sections: array maps of one entry, whose
+ * address the programs know, so that there is no look-up and no key. bpf.Load
+ * names the maps without the dots, which no pin may have, and gives those that
+ * depend on the capacity their length. */
 
-/* Mappable only to begin on a page: else the kernel's header before it puts
- * every record across two cache lines. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct sub);
-} subs SEC(".maps");
+struct parent meta SEC(".data.meta") __hidden;
+
+/* By id: see sub_by_id. */
+struct sub subs[1] SEC(".data.subs") __hidden;
+
+/* The usual way from a MAC or a leg to a record, without hashing a key: a slot
+ * has the id of the one sub-interface that falls into it, 0 where none does, or
+ * SLOT_SHARED. The record then confirms or denies, so that a slot need not be
+ * exact at every moment, only never 0 where something falls into it. */
+__u32 mac_slots[1] SEC(".data.mac_slots") __hidden;
+__u32 leg_slots[1] SEC(".data.leg_slots") __hidden;
+
+/* An element of such a section; the compiler must not know that it declares
+ * but one. The verifier has to know a bound of the index. */
+#define ELEMENT(section, index)                                                                    \
+	({                                                                                         \
+		typeof(&(section)[0]) first = (section);                                           \
+		barrier_var(first);                                                                \
+		first + (index);                                                                   \
+	})
 
 /* Bit i%64 of word i/64: sub-interface i gets group-addressed frames. */
 struct {
@@ -69,24 +78,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct dest);
 } by_leg SEC(".maps");
-
-/* The usual way from a MAC or a leg to a record, without hashing a key: a slot
- * has the id of the one sub-interface that falls into it, 0 where none does, or
- * SLOT_SHARED. The record then confirms or denies, so that a slot need not be
- * exact at every moment, only never 0 where something falls into it. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} mac_slots SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} leg_slots SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

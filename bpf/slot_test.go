@@ -9,9 +9,9 @@ import (
 // point lets the slots of a MAC and of a sub-interface's leg say an id.
 func (w *world) point(t *testing.T, m mac, leg, id uint32) {
 	t.Helper()
-	size := w.coll.Maps[bpf.XvlanMapMacSlots].MaxEntries()
-	w.put(t, bpf.XvlanMapMacSlots, bpf.MACSlot(m[:], size), id)
-	w.put(t, bpf.XvlanMapLegSlots, bpf.LegSlot(leg, size), id)
+	size := w.slotCount()
+	w.set(t, bpf.MapMACSlots, bpf.MACSlot(m[:], size), id)
+	w.set(t, bpf.MapLegSlots, bpf.LegSlot(leg, size), id)
 }
 
 // A slot need not be exact: the record says whether it is meant.
@@ -46,7 +46,7 @@ func TestSlotsAreConfirmed(t *testing.T) {
 			} {
 				sub := w.subs[id]
 				sub.State = state
-				w.put(t, bpf.XvlanMapSubs, id, sub)
+				w.set(t, bpf.MapSubs, id, sub)
 			}
 			frame := udp(c.dst, routerMAC, ip4Of(99), routerIP4, 18)
 			want := hit{0, passed, 1, uint64(len(frame))}

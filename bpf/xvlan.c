@@ -39,8 +39,10 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 /* Keeps the enum in the BTF that the Go names are made from. */
 const enum verdict *emit_verdict __attribute__((unused));
 
-/* The slot tables have 1 << slot_bits entries; set by the loader. */
-const volatile __u32 slot_bits = 1;
+/* Set by the loader: the slot tables have 1 << (32 - slot_shift) entries, and
+ * subs has id_mask + 1. */
+const volatile __u32 slot_shift = 32;
+const volatile __u32 id_mask = 0;
 
 /* ---- parse ---- */
 
@@ -125,12 +127,20 @@ static __always_inline bool is_group(const struct frame *f)
 	return f->data + ETH_ALEN <= f->end && dst[0] & 1;
 }
 
+/* Halves as mac_slot takes them. */
 static __always_inline bool mac_eq(const void *a, const void *b)
 {
-	return *(__u32 *)a == *(__u32 *)b && *(__u16 *)(a + 4) == *(__u16 *)(b + 4);
+	return *(__u32 *)(a + 2) == *(__u32 *)(b + 2) && *(__u16 *)a == *(__u16 *)b;
 }
 
 /* ---- key and look up ---- */
+
+/* The record of an id. What is no id leads to one that is free: SLOT_SHARED to
+ * that of id 0. */
+static __always_inline struct sub *sub_by_id(__u32 id)
+{
+	return ELEMENT(subs, id & id_mask);
+}
 
 /* A leg's sub-interface. One that is being made may send already. */
 static __always_inline struct sub *sender(const struct dest *d, __u32 *id)
@@ -140,8 +150,8 @@ static __always_inline struct sub *sender(const struct dest *d, __u32 *id)
 	if (!d)
 		return NULL;
 	*id = d->id;
-	sub = bpf_map_lookup_elem(&subs, id);
-	return sub && sub->gen == d->gen && sub->state != SUB_FREE ? sub : NULL;
+	sub = sub_by_id(*id);
+	return sub->gen == d->gen && sub->state != SUB_FREE ? sub : NULL;
 }
 
 /* An entry's sub-interface, or NULL where the entry is nobody's yet or any more. */
@@ -154,17 +164,16 @@ static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
 
 static __always_inline struct sub *sub_by_leg(__u32 leg, __u32 *id)
 {
-	__u32 slot = leg & ((1U << slot_bits) - 1);
-	__u32 *found = bpf_map_lookup_elem(&leg_slots, &slot);
+	__u32 found = *ELEMENT(leg_slots, leg & (0xffffffffU >> slot_shift));
 	struct sub *sub;
 
-	if (!found || !*found)
+	if (!found)
 		return NULL;
-	if (*found == SLOT_SHARED)
+	if (found == SLOT_SHARED)
 		return sender(bpf_map_lookup_elem(&by_leg, &leg), id);
-	*id = *found;
-	sub = bpf_map_lookup_elem(&subs, id);
-	return sub && sub->leg == leg && sub->state != SUB_FREE ? sub : NULL;
+	*id = found;
+	sub = sub_by_id(*id);
+	return sub->leg == leg && sub->state != SUB_FREE ? sub : NULL;
 }
 
 static __always_inline struct dest *dest_by_mac(__u16 vlan, const void *mac)
@@ -181,23 +190,29 @@ static __always_inline struct dest *dest_by_mac(__u16 vlan, const void *mac)
 	return d;
 }
 
-/* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
- * kernel macvlan does. The slot is a multiplicative hash: bpf.MACSlot in Go. */
-static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32 *id)
+/* What a MAC's slot says: a multiplicative hash, bpf.MACSlot in Go. */
+static __always_inline __u32 mac_slot(const void *mac)
 {
 	__u32 hash = (*(__u32 *)(mac + 2) ^ *(__u16 *)mac) * 0x9e3779b1;
-	__u32 slot = hash >> (32 - slot_bits);
-	__u32 *found = bpf_map_lookup_elem(&mac_slots, &slot);
+
+	return *ELEMENT(mac_slots, hash >> slot_shift);
+}
+
+/* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
+ * kernel macvlan does. */
+static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32 *id)
+{
+	__u32 found = mac_slot(mac);
 	struct sub *sub;
 
-	if (!found || !*found)
+	if (!found)
 		return NULL;
-	if (*found == SLOT_SHARED)
+	if (found == SLOT_SHARED)
 		return owner(dest_by_mac(vlan, mac), id);
-	*id = *found;
-	sub = bpf_map_lookup_elem(&subs, id);
-	if (!sub || sub->state != SUB_ACTIVE || sub->kind != KIND_MACVLAN ||
-	    !mac_eq(sub->mac, mac) || (sub->vlan && sub->vlan != vlan))
+	*id = found;
+	sub = sub_by_id(*id);
+	if (sub->state != SUB_ACTIVE || sub->kind != KIND_MACVLAN || !mac_eq(sub->mac, mac) ||
+	    (sub->vlan && sub->vlan != vlan))
 		return NULL;
 	return sub;
 }
@@ -497,8 +512,8 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 		return 1;
 	id = f->first + __builtin_ctzll(f->left);
 	f->left &= f->left - 1;
-	sub = bpf_map_lookup_elem(&subs, &id);
-	if (!sub || sub->state != SUB_ACTIVE || id == f->except || !(sub->class & f->classes))
+	sub = sub_by_id(id);
+	if (sub->state != SUB_ACTIVE || id == f->except || !(sub->class & f->classes))
 		return 0;
 	if (sub->class == CLASS_SOURCE) {
 		if (!listed(id, f->sender))
@@ -530,10 +545,9 @@ __noinline int flood(struct __sk_buff *skb, __u32 classes, __u32 except, __u64 p
 {
 	struct flood f = {
 	    .skb = skb, .size = {packets, bytes}, .except = except, .classes = classes};
-	__u32 zero = 0;
-	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
+	const struct parent *m = &meta;
 
-	if (!m || bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
+	if (bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
 		return 0;
 	bpf_loop(m->capacity / 64 + 1, flood_word, &f, 0);
 	return f.nodst;
@@ -591,11 +605,11 @@ SEC("xdp.frags")
 int xvlan_xdp(struct xdp_md *ctx)
 {
 	struct frame f = {.data = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
-	__u32 zero = 0, id = 0;
-	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
+	__u32 id = 0;
+	const struct parent *m = &meta;
 	struct ethhdr *eth;
 
-	if (!m || !(m->policy & POLICY_UNKNOWN_DROP) || m->passthru || m->sources || !parse(&f))
+	if (!(m->policy & POLICY_UNKNOWN_DROP) || m->passthru || m->sources || !parse(&f))
 		return XDP_PASS;
 	eth = at(&f, 0, sizeof(*eth));
 	if (!eth || is_group(&f) || mac_eq(eth->h_dest, m->mac))
@@ -669,17 +683,16 @@ static __always_inline bool accepts(struct frame *f, const struct parent *m, con
 	return sub->class == CLASS_PRIVATE && (!returned(f, m, &id) || id == me);
 }
 
-SEC("tc")
-int xvlan_rx(struct __sk_buff *skb)
+static __noinline int rx_whole(struct __sk_buff *skb)
 {
-	__u32 zero = 0, id = 0;
-	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
+	__u32 id = 0;
+	const struct parent *m = &meta;
 	struct frame f;
 	struct size size;
 	struct sub *sub;
 	bool unknown;
 
-	if (!m || !parse_skb(skb, &f))
+	if (!parse_skb(skb, &f))
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
 	/* Before anything else is looked up, as the kernel's driver has it. */
@@ -695,8 +708,8 @@ int xvlan_rx(struct __sk_buff *skb)
 	}
 	if (!sub && m->passthru) {
 		id = m->passthru;
-		sub = bpf_map_lookup_elem(&subs, &id);
-		if (sub && sub->state != SUB_ACTIVE)
+		sub = sub_by_id(id);
+		if (sub->state != SUB_ACTIVE)
 			sub = NULL;
 	}
 	if (sub)
@@ -705,6 +718,36 @@ int xvlan_rx(struct __sk_buff *skb)
 		return drop(0, VERDICT_DROP_UNKNOWN, size);
 	count(0, VERDICT_PASS, size);
 	return TC_ACT_UNSPEC;
+}
+
+/* The short way of the frames that there are most of: untagged unicast for a
+ * plain sub-interface in another netns. It is no second truth: all that it
+ * does not know by its first look goes the whole way, which knows these
+ * frames, too. */
+SEC("tc")
+int xvlan_rx(struct __sk_buff *skb)
+{
+	void *dst = (void *)(long)skb->data;
+	struct sub_stats *s;
+	struct sub *sub;
+	__u32 id;
+
+	if (dst + ETH_HLEN > (void *)(long)skb->data_end)
+		return TC_ACT_UNSPEC;
+	/* The host's and IP-keyed ones' frames would only look in vain. */
+	if (*(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || meta.sources || skb->vlan_present ||
+	    skb->gso_size)
+		return rx_whole(skb);
+	id = mac_slot(dst);
+	sub = sub_by_id(id);
+	if (!(sub->flags & SUB_PLAIN) || sub->place != PLACE_AWAY || !mac_eq(sub->mac, dst))
+		return rx_whole(skb);
+	s = bpf_map_lookup_elem(&stats, &id);
+	if (s) {
+		s->verdict[VERDICT_RX].packets++;
+		s->verdict[VERDICT_RX].bytes += skb->len;
+	}
+	return bpf_redirect_peer(sub->leg, 0);
 }
 
 /* Broadcast and multicast from a sub-interface: to those siblings that it
@@ -752,13 +795,13 @@ static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
 SEC("tc")
 int xvlan_tx(struct __sk_buff *skb)
 {
-	__u32 zero = 0, me = 0, leg = skb->ifindex;
-	struct parent *m = bpf_map_lookup_elem(&meta, &zero);
+	__u32 me = 0, leg = skb->ifindex;
+	const struct parent *m = &meta;
 	struct sub *sub = sub_by_leg(leg, &me);
 	struct frame f;
 	struct size size;
 
-	if (!m || !parse_skb(skb, &f))
+	if (!parse_skb(skb, &f))
 		return TC_ACT_SHOT;
 	size = size_of(&f);
 	if (!sub)

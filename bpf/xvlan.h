@@ -11,7 +11,7 @@
 
 /* Raised whenever a key, a value or the meaning of a flag changes, so that a
  * loader never writes into maps that another version's programs read. */
-#define XVLAN_SCHEMA 1
+#define XVLAN_SCHEMA 2
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -87,6 +87,7 @@ enum sub_flag {
 	SUB_UC_FILTER = 1, /* this sub-interface's MAC was added to the parent's unicast filter */
 	SUB_NODST = 2,	   /* source mode: what the list matches is looked up no further */
 	SUB_PROMISC = 4,   /* passthru: the parent was made promiscuous */
+	SUB_PLAIN = 8,	   /* active, bridge or vepa, and gets by its MAC all that has no tag */
 };
 
 enum dest_flag {

@@ -144,6 +144,7 @@ const (
 	XvlanSubFlagSUB_UC_FILTER XvlanSubFlag = 1
 	XvlanSubFlagSUB_NODST     XvlanSubFlag = 2
 	XvlanSubFlagSUB_PROMISC   XvlanSubFlag = 4
+	XvlanSubFlagSUB_PLAIN     XvlanSubFlag = 8
 )
 
 type XvlanSubKind uint32
@@ -215,17 +216,14 @@ const (
 	XvlanMapByMac       = "by_mac"
 	XvlanMapBySrc       = "by_src"
 	XvlanMapLearned     = "learned"
-	XvlanMapLegSlots    = "leg_slots"
-	XvlanMapMacSlots    = "mac_slots"
 	XvlanMapMembers     = "members"
-	XvlanMapMeta        = "meta"
 	XvlanMapStats       = "stats"
-	XvlanMapSubs        = "subs"
 	XvlanProgXvlanRx    = "xvlan_rx"
 	XvlanProgXvlanTx    = "xvlan_tx"
 	XvlanProgXvlanXdp   = "xvlan_xdp"
 	XvlanVarEmitVerdict = "emit_verdict"
-	XvlanVarSlotBits    = "slot_bits"
+	XvlanVarIdMask      = "id_mask"
+	XvlanVarSlotShift   = "slot_shift"
 )
 
 // LoadXvlan returns the embedded CollectionSpec for Xvlan.
@@ -279,18 +277,14 @@ type XvlanProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanMapSpecs struct {
-	ByIp4    *ebpf.MapSpec `ebpf:"by_ip4"`
-	ByIp6    *ebpf.MapSpec `ebpf:"by_ip6"`
-	ByLeg    *ebpf.MapSpec `ebpf:"by_leg"`
-	ByMac    *ebpf.MapSpec `ebpf:"by_mac"`
-	BySrc    *ebpf.MapSpec `ebpf:"by_src"`
-	Learned  *ebpf.MapSpec `ebpf:"learned"`
-	LegSlots *ebpf.MapSpec `ebpf:"leg_slots"`
-	MacSlots *ebpf.MapSpec `ebpf:"mac_slots"`
-	Members  *ebpf.MapSpec `ebpf:"members"`
-	Meta     *ebpf.MapSpec `ebpf:"meta"`
-	Stats    *ebpf.MapSpec `ebpf:"stats"`
-	Subs     *ebpf.MapSpec `ebpf:"subs"`
+	ByIp4   *ebpf.MapSpec `ebpf:"by_ip4"`
+	ByIp6   *ebpf.MapSpec `ebpf:"by_ip6"`
+	ByLeg   *ebpf.MapSpec `ebpf:"by_leg"`
+	ByMac   *ebpf.MapSpec `ebpf:"by_mac"`
+	BySrc   *ebpf.MapSpec `ebpf:"by_src"`
+	Learned *ebpf.MapSpec `ebpf:"learned"`
+	Members *ebpf.MapSpec `ebpf:"members"`
+	Stats   *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // XvlanVariableSpecs contains global variables before they are loaded into the kernel.
@@ -298,7 +292,8 @@ type XvlanMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanVariableSpecs struct {
 	EmitVerdict *ebpf.VariableSpec `ebpf:"emit_verdict"`
-	SlotBits    *ebpf.VariableSpec `ebpf:"slot_bits"`
+	IdMask      *ebpf.VariableSpec `ebpf:"id_mask"`
+	SlotShift   *ebpf.VariableSpec `ebpf:"slot_shift"`
 }
 
 // XvlanObjects contains all objects after they have been loaded into the kernel.
@@ -321,18 +316,14 @@ func (o *XvlanObjects) Close() error {
 //
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanMaps struct {
-	ByIp4    *ebpf.Map `ebpf:"by_ip4"`
-	ByIp6    *ebpf.Map `ebpf:"by_ip6"`
-	ByLeg    *ebpf.Map `ebpf:"by_leg"`
-	ByMac    *ebpf.Map `ebpf:"by_mac"`
-	BySrc    *ebpf.Map `ebpf:"by_src"`
-	Learned  *ebpf.Map `ebpf:"learned"`
-	LegSlots *ebpf.Map `ebpf:"leg_slots"`
-	MacSlots *ebpf.Map `ebpf:"mac_slots"`
-	Members  *ebpf.Map `ebpf:"members"`
-	Meta     *ebpf.Map `ebpf:"meta"`
-	Stats    *ebpf.Map `ebpf:"stats"`
-	Subs     *ebpf.Map `ebpf:"subs"`
+	ByIp4   *ebpf.Map `ebpf:"by_ip4"`
+	ByIp6   *ebpf.Map `ebpf:"by_ip6"`
+	ByLeg   *ebpf.Map `ebpf:"by_leg"`
+	ByMac   *ebpf.Map `ebpf:"by_mac"`
+	BySrc   *ebpf.Map `ebpf:"by_src"`
+	Learned *ebpf.Map `ebpf:"learned"`
+	Members *ebpf.Map `ebpf:"members"`
+	Stats   *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *XvlanMaps) Close() error {
@@ -343,12 +334,8 @@ func (m *XvlanMaps) Close() error {
 		m.ByMac,
 		m.BySrc,
 		m.Learned,
-		m.LegSlots,
-		m.MacSlots,
 		m.Members,
-		m.Meta,
 		m.Stats,
-		m.Subs,
 	)
 }
 
@@ -357,7 +344,8 @@ func (m *XvlanMaps) Close() error {
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanVariables struct {
 	EmitVerdict *ebpf.Variable `ebpf:"emit_verdict"`
-	SlotBits    *ebpf.Variable `ebpf:"slot_bits"`
+	IdMask      *ebpf.Variable `ebpf:"id_mask"`
+	SlotShift   *ebpf.Variable `ebpf:"slot_shift"`
 }
 
 // XvlanPrograms contains all programs after they have been loaded into the kernel.

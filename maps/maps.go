@@ -35,23 +35,27 @@ type Set struct {
 	legSlot *ebpf.Map
 	learned *ebpf.Map
 	stats   *ebpf.Map
+
+	records  section[bpf.XvlanSub] // of subs
+	macSlots section[uint32]
+	legSlots section[uint32]
 }
 
 // fields ties every map's name, which is also its pin's, to its field.
 func (s *Set) fields() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
-		bpf.XvlanMapMeta:     &s.meta,
-		bpf.XvlanMapSubs:     &s.subs,
-		bpf.XvlanMapMembers:  &s.members,
-		bpf.XvlanMapByMac:    &s.byMAC,
-		bpf.XvlanMapByIp4:    &s.byIP4,
-		bpf.XvlanMapByIp6:    &s.byIP6,
-		bpf.XvlanMapByLeg:    &s.byLeg,
-		bpf.XvlanMapBySrc:    &s.bySrc,
-		bpf.XvlanMapMacSlots: &s.macSlot,
-		bpf.XvlanMapLegSlots: &s.legSlot,
-		bpf.XvlanMapLearned:  &s.learned,
-		bpf.XvlanMapStats:    &s.stats,
+		bpf.MapMeta:         &s.meta,
+		bpf.MapSubs:         &s.subs,
+		bpf.XvlanMapMembers: &s.members,
+		bpf.XvlanMapByMac:   &s.byMAC,
+		bpf.XvlanMapByIp4:   &s.byIP4,
+		bpf.XvlanMapByIp6:   &s.byIP6,
+		bpf.XvlanMapByLeg:   &s.byLeg,
+		bpf.XvlanMapBySrc:   &s.bySrc,
+		bpf.MapMACSlots:     &s.macSlot,
+		bpf.MapLegSlots:     &s.legSlot,
+		bpf.XvlanMapLearned: &s.learned,
+		bpf.XvlanMapStats:   &s.stats,
 	}
 }
 
@@ -64,6 +68,9 @@ func New(coll *ebpf.Collection) (*Set, error) {
 			return nil, errors.Join(fmt.Errorf("take map %s: not in the collection", name), s.Close())
 		}
 		*field = m
+	}
+	if err := s.mapSections(); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
@@ -82,7 +89,23 @@ func Open(dir string) (*Set, error) {
 	if err := s.check(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
+	if err := s.mapSections(); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
 	return s, nil
+}
+
+func (s *Set) mapSections() (err error) {
+	if s.records, err = newSection[bpf.XvlanSub](s.subs); err != nil {
+		return fmt.Errorf("open records: %w", err)
+	}
+	if s.macSlots, err = newSection[uint32](s.macSlot); err != nil {
+		return fmt.Errorf("open slots of macs: %w", err)
+	}
+	if s.legSlots, err = newSection[uint32](s.legSlot); err != nil {
+		return fmt.Errorf("open slots of legs: %w", err)
+	}
+	return nil
 }
 
 // check refuses maps of another layout. The schema number stands first in
@@ -140,17 +163,16 @@ func (s *Set) PutParent(p Parent) error {
 
 // Sub reads a sub-interface's record, whatever its state.
 func (s *Set) Sub(id ID) (Sub, error) {
-	var c bpf.XvlanSub
-	if err := s.subs.Lookup(uint32(id), &c); err != nil {
+	c, err := s.records.read(int(id), 1)
+	if err != nil {
 		return Sub{}, fmt.Errorf("read sub-interface %d: %w", id, err)
 	}
-	return subFromC(&c), nil
+	return subFromC(&c[0]), nil
 }
 
 // PutSub writes a sub-interface's record.
 func (s *Set) PutSub(id ID, sub Sub) error {
-	c := sub.toC()
-	if err := s.subs.Put(uint32(id), &c); err != nil {
+	if err := s.records.write(int(id), sub.toC()); err != nil {
 		return fmt.Errorf("write sub-interface %d: %w", id, err)
 	}
 	return nil
@@ -158,10 +180,13 @@ func (s *Set) PutSub(id ID, sub Sub) error {
 
 // Subs returns all records, indexed by ID; the first is never in use.
 func (s *Set) Subs() ([]Sub, error) {
-	subs := make([]Sub, s.subs.MaxEntries())
-	err := walk(s.subs, func(id uint32, c bpf.XvlanSub) { subs[id] = subFromC(&c) })
+	records, err := s.records.read(0, int(s.stats.MaxEntries()))
 	if err != nil {
 		return nil, fmt.Errorf("read sub-interfaces: %w", err)
+	}
+	subs := make([]Sub, len(records))
+	for id := range records {
+		subs[id] = subFromC(&records[id])
 	}
 	return subs, nil
 }
@@ -170,7 +195,7 @@ func (s *Set) Subs() ([]Sub, error) {
 // with the records, which are given as Subs returns them. It is due before a
 // record becomes able to send or receive, and after it no longer is.
 func (s *Set) Reindex(sub Sub, subs []Sub) error {
-	macs, legs := s.macSlot.MaxEntries(), s.legSlot.MaxEntries()
+	macs, legs := uint32(s.macSlots.len), uint32(s.legSlots.len)
 	mac, leg := bpf.MACSlot(sub.MAC, macs), bpf.LegSlot(uint32(sub.Leg), legs)
 	var inMAC, inLeg uint32
 	for i, other := range subs {
@@ -184,10 +209,10 @@ func (s *Set) Reindex(sub Sub, subs []Sub) error {
 			inLeg = fall(inLeg, uint32(i))
 		}
 	}
-	if err := s.macSlot.Put(mac, inMAC); err != nil {
+	if err := s.macSlots.write(int(mac), inMAC); err != nil {
 		return fmt.Errorf("write slot of %s: %w", sub.MAC, err)
 	}
-	if err := s.legSlot.Put(leg, inLeg); err != nil {
+	if err := s.legSlots.write(int(leg), inLeg); err != nil {
 		return fmt.Errorf("write slot of leg %d: %w", sub.Leg, err)
 	}
 	return nil

@@ -281,9 +281,17 @@ func (s *Sub) toC() bpf.XvlanSub {
 	if s.Promisc {
 		c.Flags |= bpf.XvlanSubFlagSUB_PROMISC
 	}
+	if s.plain() {
+		c.Flags |= bpf.XvlanSubFlagSUB_PLAIN
+	}
 	copy(c.Mac[:], s.MAC)
 	copy(c.Name[:], s.Name)
 	return c
+}
+
+// plain tells that a frame for the MAC is the sub-interface's, whoever sends it.
+func (s *Sub) plain() bool {
+	return s.State == Active && s.Kind == Macvlan && s.VLAN == 0 && s.Class&(ClassBridge|ClassVEPA) != 0
 }
 
 func subFromC(c *bpf.XvlanSub) Sub {

@@ -56,7 +56,7 @@ func TestOtherSchema(t *testing.T) {
 	before := w.snapshot(t)
 	w.must(t, "link add link eth0 c1 type macvlan mode bridge")
 	setSchema := func(version uint32) {
-		meta, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, w.pins(t)[0], bpf.XvlanMapMeta), nil)
+		meta, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, w.pins(t)[0], bpf.MapMeta), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,50 @@
+package bpf_test
+
+import (
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/xvlan/xvlan/bpf"
+)
+
+// BenchmarkPrograms tells what a frame costs in a program; "nothing" is what
+// running any program costs. Redirects are asked for, not carried out.
+func BenchmarkPrograms(b *testing.B) {
+	w := usualWorld(b)
+	nothing, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Type: ebpf.SchedCLS, License: "MIT",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()},
+	})
+	if err != nil {
+		b.Fatalf("load an empty program: %v", err)
+	}
+	b.Cleanup(func() { nothing.Close() })
+	rx, tx := w.coll.Programs[bpf.XvlanProgXvlanRx], w.coll.Programs[bpf.XvlanProgXvlanTx]
+	parent, mac4, ip4 := w.meta.Ifindex, ip4Of(macAway), ip4Of(ipAway)
+	for _, c := range []struct {
+		name  string
+		prog  *ebpf.Program
+		dev   uint32
+		frame []byte
+	}{
+		{"nothing", nothing, parent, udp(macOf(macAway), routerMAC, mac4, routerIP4, 18)},
+		{"in/MAC", rx, parent, udp(macOf(macAway), routerMAC, mac4, routerIP4, 18)},
+		{"in/IP", rx, parent, udp(parentMAC, routerMAC, ip4, routerIP4, 18)},
+		{"in/host", rx, parent, udp(parentMAC, routerMAC, ip4Of(reserved), routerIP4, 18)},
+		{"in/nobody", rx, parent, udp(strangerMAC, routerMAC, ip4Of(reserved), routerIP4, 18)},
+		{"out/MAC", tx, w.subs[macAway].Leg, udp(routerMAC, macOf(macAway), routerIP4, mac4, 18)},
+		{"out/IP", tx, w.subs[ipAway].Leg, udp(routerMAC, macOf(ipAway), routerIP4, ip4, 18)},
+		{"sibling/MAC", tx, w.subs[macAway].Leg, udp(macOf(macGiven), macOf(macAway), ip4Of(macGiven), mac4, 18)},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			// One call repeats the program; its mean is in whole nanoseconds.
+			opts := &ebpf.RunOptions{Data: c.frame, Context: &skBuff{Ifindex: c.dev}, Repeat: uint32(b.N)}
+			w.host.Do(b, func() { _, err = c.prog.Run(opts) })
+			if err != nil {
+				b.Fatalf("run: %v", err)
+			}
+		})
+	}
+}

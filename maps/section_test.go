@@ -1,0 +1,124 @@
+package maps
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"reflect"
+	"testing"
+
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/xvlan/xvlan/bpf"
+)
+
+const capacity = 5
+
+func newSet(t *testing.T) *Set {
+	t.Helper()
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
+	coll, err := bpf.Load(capacity)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(coll.Close)
+	s, err := New(coll)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// A record is what was written, and what stands beside it stays.
+func TestRecords(t *testing.T) {
+	s := newSet(t)
+	all := make([]Sub, capacity+1)
+	for id := range all {
+		all[id] = Sub{
+			State: Active, Gen: uint32(id), Leg: 100 + id, Kind: Macvlan, Mode: Bridge, Class: ClassBridge,
+			MAC: net.HardwareAddr{2, 0, 0, 0, 0, byte(id)}, Name: "c",
+		}
+		if err := s.PutSub(ID(id), all[id]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all[2].Name = "other"
+	if err := s.PutSub(2, all[2]); err != nil {
+		t.Fatal(err)
+	}
+	got, err := s.Subs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, all) {
+		t.Errorf("read %+v\nwant %+v", got, all)
+	}
+	one, err := s.Sub(2)
+	if err != nil || !reflect.DeepEqual(one, all[2]) {
+		t.Errorf("read %+v, %v\nwant %+v", one, err, all[2])
+	}
+	// The programs' mask lets 8 records be.
+	if _, err := s.Sub(8); !errors.Is(err, io.EOF) {
+		t.Errorf("reading behind the last record said %v", err)
+	}
+	if err := s.PutSub(8, all[2]); !errors.Is(err, io.EOF) {
+		t.Errorf("writing behind the last record said %v", err)
+	}
+}
+
+// A section is as the programs lay it out.
+func TestSectionLayout(t *testing.T) {
+	s := newSet(t)
+	want := Sub{State: Active, Leg: 7, MAC: net.HardwareAddr{2, 1, 2, 3, 4, 5}}
+	if err := s.PutSub(3, want); err != nil {
+		t.Fatal(err)
+	}
+	raw, err := s.subs.LookupBytes(uint32(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, size := want.toC(), binary.Size(bpf.XvlanSub{})
+	record, err := binary.Append(nil, binary.NativeEndian, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := raw[3*size : 4*size]; string(got) != string(record) {
+		t.Errorf("record 3 is % x\nwant % x", got, record)
+	}
+}
+
+// The short way is for whom every frame for the MAC is meant: not for one that
+// a mode keeps something from.
+func TestPlain(t *testing.T) {
+	plain := Sub{State: Active, Kind: Macvlan, Class: ClassBridge}
+	for _, c := range []struct {
+		name   string
+		change func(*Sub)
+		want   bool
+	}{
+		{"bridge", func(*Sub) {}, true},
+		{"vepa", func(s *Sub) { s.Class = ClassVEPA }, true},
+		{"private", func(s *Sub) { s.Class = ClassPrivate }, false},
+		{"source", func(s *Sub) { s.Class = ClassSource }, false},
+		{"IP-keyed", func(s *Sub) { s.Kind = Ipvlan }, false},
+		{"with a VLAN", func(s *Sub) { s.VLAN = 10 }, false},
+		{"being made", func(s *Sub) { s.State = Pending }, false},
+		{"free", func(s *Sub) { s.State = Free }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sub := plain
+			c.change(&sub)
+			if got := sub.toC().Flags&bpf.XvlanSubFlagSUB_PLAIN != 0; got != c.want {
+				t.Errorf("plain is %v, want %v", got, c.want)
+			}
+		})
+	}
+}
