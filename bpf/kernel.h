@@ -14,13 +14,31 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct vlan_group {
+	void **vlan_devices_arrays[2][8]; /* by protocol and the VLAN's upper 3 bits */
+};
+
+struct vlan_info {
+	struct vlan_group grp;
+};
+
 struct net_device {
 	const void *netdev_ops;
+	unsigned int flags;
 	possible_net_t nd_net;
+	struct vlan_info *vlan_info; /* NULL: no VLAN device was ever on it */
 };
 
 struct sk_buff {
 	struct net_device *dev;
+};
+
+struct xdp_rxq_info {
+	struct net_device *dev;
+};
+
+struct xdp_buff {
+	struct xdp_rxq_info *rxq;
 };
 
 #pragma clang attribute pop

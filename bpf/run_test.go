@@ -45,6 +45,13 @@ type skBuff struct {
 	_       [12]byte
 }
 
+// xdpMD is struct xdp_md.
+type xdpMD struct {
+	Data, DataEnd, DataMeta uint32
+	IngressIfindex          uint32
+	_                       [2]uint32
+}
+
 // A hit is one counter that has moved.
 type hit struct {
 	id      uint32

@@ -33,6 +33,7 @@
 #include "kernel.h"
 #include "xvlan.h"
 #include "maps.h"
+#include "device.h"
 
 char _license[] SEC("license") = "Dual MIT/GPL";
 
@@ -52,6 +53,7 @@ struct frame {
 	void *end;
 	__u32 l3;	/* offset of the network header */
 	__u16 vlan;	/* ID of the outer tag, 0 for none or a priority tag */
+	__u16 tpid_be;	/* EtherType of the outer tag, 0 for none */
 	__u16 proto_be; /* EtherType behind the outer tag */
 };
 
@@ -89,13 +91,14 @@ static __always_inline bool parse(struct frame *f)
 	if (!eth)
 		return false;
 	f->l3 = sizeof(*eth);
-	f->vlan = 0;
+	f->vlan = f->tpid_be = 0;
 	f->proto_be = eth->h_proto;
 	if (!is_vlan(f->proto_be))
 		return true;
 	tag = at(f, sizeof(*eth), 2 * sizeof(*tag));
 	if (!tag)
 		return true;
+	f->tpid_be = f->proto_be;
 	f->vlan = bpf_ntohs(tag[0]) & 0xfff;
 	f->proto_be = tag[1];
 	f->l3 += 2 * sizeof(*tag);
@@ -116,6 +119,7 @@ static __always_inline bool parse_skb(struct __sk_buff *skb, struct frame *f)
 		return false;
 	f->l3 = sizeof(*eth);
 	f->vlan = skb->vlan_tci & 0xfff;
+	f->tpid_be = skb->vlan_proto;
 	f->proto_be = eth->h_proto;
 	return true;
 }
@@ -611,6 +615,8 @@ int xvlan_xdp(struct xdp_md *ctx)
 
 	if (!(m->policy & POLICY_UNKNOWN_DROP) || m->passthru || m->sources || !parse(&f))
 		return XDP_PASS;
+	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.vlan))
+		return XDP_PASS;
 	eth = at(&f, 0, sizeof(*eth));
 	if (!eth || is_group(&f) || mac_eq(eth->h_dest, m->mac))
 		return XDP_PASS;
@@ -695,6 +701,10 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (!parse_skb(skb, &f))
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
+	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan)) {
+		count(0, VERDICT_PASS, size); /* it is the VLAN device's */
+		return TC_ACT_UNSPEC;
+	}
 	/* Before anything else is looked up, as the kernel's driver has it. */
 	if (m->sources && copy_to(&f, CLASS_SOURCE, 0, size))
 		return TC_ACT_SHOT;

@@ -130,11 +130,6 @@ var defects = []difference{
 		reason: "they are taken for reflected ones whatever their kind and source address",
 	},
 	{
-		pairs: anyPair, rungs: bpfRungs, scenarios: "wire .* in the VLAN with a device", lines: "[+].*|-host's VLAN device .*",
-		where: "all", what: "frames in a VLAN for which the parent has a device reach sub-interfaces without a VLAN",
-		reason: "the programs run before the VLAN devices",
-	},
-	{
 		pairs: "macvlan_.*source.*", rungs: bpfRungs, scenarios: "wire .* to .*host.*", lines: "[-+][AB] (HOST|OTHERHOST).*",
 		where: "macvlan source", what: "copies of frames to the parent's MAC arrive as OTHERHOST, and the sub-interface's stack drops them; the kernel's are HOST",
 		reason: "the inner leg compares with its own MAC",

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0-only */
+/*
+ * What the kernel knows of a device at this moment, read from its own structs,
+ * so that nothing has to be followed and kept in step. A part of xvlan.c.
+ */
+#ifndef XVLAN_DEVICE_H
+#define XVLAN_DEVICE_H
+
+/* The device that a frame has come in by. A context is at run time the
+ * kernel's own struct, which the verifier does not let a program read directly
+ * before Linux 6.2. */
+static __always_inline struct net_device *skb_device(struct __sk_buff *skb)
+{
+	struct net_device *dev = NULL;
+
+	bpf_core_read(&dev, sizeof(dev), &((struct sk_buff *)skb)->dev);
+	return dev;
+}
+
+static __always_inline struct net_device *xdp_device(struct xdp_md *ctx)
+{
+	struct net_device *dev = NULL;
+	struct xdp_rxq_info *rxq = NULL;
+
+	bpf_core_read(&rxq, sizeof(rxq), &((struct xdp_buff *)ctx)->rxq);
+	bpf_core_read(&dev, sizeof(dev), &rxq->dev);
+	return dev;
+}
+
+/* The kernel keeps the VLAN devices on a device by 512 VLANs together. */
+#define VLANS_TOGETHER 512
+
+/* Whether a device has a VLAN device for such a tag, wherever that has gone. A
+ * failed read leaves zero. */
+static __always_inline bool has_vlan(struct net_device *dev, __be16 tpid_be, __u16 vlan)
+{
+	__u32 part = (tpid_be == bpf_htons(ETH_P_8021AD) ? 8 : 0) + vlan / VLANS_TOGETHER;
+	struct vlan_info *info = NULL;
+	void **devices = NULL, *found = NULL;
+
+	if (!bpf_core_field_exists(dev->vlan_info) || !bpf_core_type_exists(struct vlan_info))
+		return false; /* a kernel without VLAN devices */
+	if (bpf_core_read(&info, sizeof(info), &dev->vlan_info) || !info)
+		return false;
+	bpf_probe_read_kernel(&devices, sizeof(devices),
+			      (void *)&info->grp.vlan_devices_arrays + part * sizeof(void *));
+	if (devices)
+		bpf_probe_read_kernel(&found, sizeof(found), devices + vlan % VLANS_TOGETHER);
+	return found;
+}
+
+#endif
