@@ -2,6 +2,7 @@
 package bpf
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
@@ -135,5 +136,24 @@ func lengthen(spec *ebpf.MapSpec, n uint32) error {
 	spec.ValueSize = data.Vars[0].Size * n
 	spec.Flags |= unix.BPF_F_MMAPABLE
 	spec.Contents = nil
+	return nil
+}
+
+// ErrStrange is returned for a host leg that is none.
+var ErrStrange = errors.New("not a leg of a sub-interface")
+
+// Meet runs xvlan_meet on a host leg of the calling thread's network namespace,
+// which writes down in its sub-interface's record what is at the other end.
+func Meet(prog *ebpf.Program, leg int) error {
+	const ifindex, size = 40, 44 // in struct __sk_buff
+	ctx := make([]byte, size)
+	binary.NativeEndian.PutUint32(ctx[ifindex:], uint32(leg))
+	ret, err := prog.Run(&ebpf.RunOptions{Data: make([]byte, 64), Context: ctx})
+	if err != nil {
+		return fmt.Errorf("look at the other end of device %d: %w", leg, err)
+	}
+	if ret != 0 {
+		return fmt.Errorf("look at the other end of device %d: %w", leg, ErrStrange)
+	}
 	return nil
 }

@@ -49,4 +49,41 @@ static __always_inline bool has_vlan(struct net_device *dev, __be16 tpid_be, __u
 	return found;
 }
 
+/* The other end of a veth, which keeps it as the first member of its private
+ * area; NULL where the device turns out to be no veth. */
+static __always_inline struct net_device *peer_of(struct net_device *leg)
+{
+	__u32 size = (bpf_core_type_size(struct net_device) + NETDEV_ALIGN - 1) & -NETDEV_ALIGN;
+	const void *ops = NULL, *peer_ops = NULL;
+	struct net_device *peer = NULL;
+
+	if (bpf_probe_read_kernel(&peer, sizeof(peer), (void *)leg + size) || !peer)
+		return NULL;
+	/* Both ends of a veth have one driver; anything else was no peer. */
+	if (bpf_core_read(&ops, sizeof(ops), &leg->netdev_ops) ||
+	    bpf_core_read(&peer_ops, sizeof(peer_ops), &peer->netdev_ops) || ops != peer_ops)
+		return NULL;
+	return peer;
+}
+
+static __always_inline bool device_up(struct net_device *dev)
+{
+	unsigned int flags = 0;
+
+	if (bpf_rdonly_cast) {
+		dev = bpf_rdonly_cast(dev, bpf_core_type_id_kernel(struct net_device));
+		return dev->flags & IFF_UP;
+	}
+	bpf_core_read(&flags, sizeof(flags), &dev->flags);
+	return flags & IFF_UP;
+}
+
+/* Whether a sub-interface's device is up, or not known not to be. The device
+ * lives as long as its host leg; of one that has gone and has not been swept
+ * yet, what is read in its place says nothing, and it gets nothing either way. */
+static __always_inline bool is_up(const struct sub *sub)
+{
+	return !sub->device || device_up((void *)sub->device);
+}
+
 #endif

@@ -188,6 +188,9 @@ func TestFloodRefused(t *testing.T) {
 	if err := w.host.Handle().LinkSetDown(w.host.Link(t, legName(macVLAN))); err != nil {
 		t.Fatal(err)
 	}
+	gone := w.subs[macAway] // what is read in its device's place is chance
+	gone.Device = 0
+	w.subs[macAway] = gone
 	refuse := func(c frameCase) frameCase {
 		for i, h := range c.hits {
 			if h.id == macAway || h.id == macVLAN {

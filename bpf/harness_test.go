@@ -159,8 +159,24 @@ func usualWorld(tb testing.TB) *world {
 		w.give(id)
 	}
 	w.dests = append(w.dests, usualDests...)
-	w.enter(tb)
+	w.meet(tb)
 	return w
+}
+
+// meet enters the world, with what xvlan_meet finds out about the legs.
+func (w *world) meet(tb testing.TB) {
+	tb.Helper()
+	w.enter(tb)
+	prog := w.coll.Programs[bpf.XvlanProgXvlanMeet]
+	for id, sub := range w.subs {
+		var err error
+		w.host.Do(tb, func() { err = bpf.Meet(prog, int(sub.Leg)) })
+		if err != nil && sub.State != bpf.XvlanSubStateSUB_FREE && id != stale {
+			tb.Fatalf("meet %d: %v", id, err)
+		}
+		sub.Device = w.record(tb, id).Device
+		w.subs[id] = sub
+	}
 }
 
 var usualDests = []entry{

@@ -49,6 +49,9 @@ struct xdp_buff {
 
 /* Weak: Linux 6.2 or later. */
 extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
+extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym __weak;
+
+#define IFF_UP 1 /* linux/if.h */
 
 /* ARP for IPv4 on Ethernet, RFC 826. */
 struct arp {

@@ -62,7 +62,7 @@ func modesWorld(tb testing.TB) *world {
 	w.dests = append(w.dests, usualDests[0], usualDests[1])
 	w.sources = map[uint32][]mac{mSource: {routerMAC}, mNodst: {strangerMAC}}
 	w.meta.Sources = 2
-	w.enter(tb)
+	w.meet(tb)
 	return w
 }
 

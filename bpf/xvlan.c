@@ -16,6 +16,7 @@
  *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids
  *   xvlan_rx   parent, tc ingress   wire -> sub-interfaces, the rest -> host
  *   xvlan_tx   host leg, tc ingress sub-interface -> siblings, the rest -> wire
+ *   xvlan_meet run by the loader    writes down what is at a host leg's other end
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -158,12 +159,19 @@ static __always_inline struct sub *sender(const struct dest *d, __u32 *id)
 	return sub->gen == d->gen && sub->state != SUB_FREE ? sub : NULL;
 }
 
+/* Whether a record is valid and its device up: one that is down is nobody, and
+ * what is for it goes to the host or the wire, as with the kernel's drivers. */
+static __always_inline bool is_there(const struct sub *sub)
+{
+	return sub && sub->state == SUB_ACTIVE && is_up(sub);
+}
+
 /* An entry's sub-interface, or NULL where the entry is nobody's yet or any more. */
 static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
 {
 	struct sub *sub = sender(d, id);
 
-	return sub && sub->state == SUB_ACTIVE ? sub : NULL;
+	return is_there(sub) ? sub : NULL;
 }
 
 static __always_inline struct sub *sub_by_leg(__u32 leg, __u32 *id)
@@ -215,8 +223,8 @@ static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32
 		return owner(dest_by_mac(vlan, mac), id);
 	*id = found;
 	sub = sub_by_id(*id);
-	if (sub->state != SUB_ACTIVE || sub->kind != KIND_MACVLAN || !mac_eq(sub->mac, mac) ||
-	    (sub->vlan && sub->vlan != vlan))
+	if (sub->kind != KIND_MACVLAN || !mac_eq(sub->mac, mac) ||
+	    (sub->vlan && sub->vlan != vlan) || !is_there(sub))
 		return NULL;
 	return sub;
 }
@@ -435,25 +443,18 @@ static __always_inline int drop(__u32 id, enum verdict v, struct size size)
 /* Notes whether the inner leg has left the parent's netns, which `ip link set
  * netns` tells nobody. A peer redirect to a leg that has not loses the frame,
  * so without this knowledge (before Linux 6.2, or before the leg has sent
- * anything) delivery goes by the host leg, which always works. veth keeps its
- * peer as the first member of its private area. */
+ * anything) delivery goes by the host leg, which always works. */
 static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 {
-	__u32 size = (bpf_core_type_size(struct net_device) + NETDEV_ALIGN - 1) & -NETDEV_ALIGN;
-	struct net_device *leg, *peer = NULL;
-	const void *ops = NULL;
+	struct net_device *leg, *peer;
 	struct net *net = NULL;
 	__u32 place;
 
 	if (!bpf_cast_to_kern_ctx)
 		return;
 	leg = ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->dev;
-	if (bpf_probe_read_kernel(&peer, sizeof(peer), (void *)leg + size) || !peer)
-		return;
-	/* Both ends of a veth have one driver; anything else was no peer. */
-	if (bpf_core_read(&ops, sizeof(ops), &peer->netdev_ops) || ops != leg->netdev_ops)
-		return;
-	if (bpf_core_read(&net, sizeof(net), &peer->nd_net.net))
+	peer = peer_of(leg);
+	if (!peer || bpf_core_read(&net, sizeof(net), &peer->nd_net.net))
 		return;
 	place = net == leg->nd_net.net ? PLACE_LOCAL : PLACE_AWAY;
 	if (sub->place != place)
@@ -517,7 +518,7 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 	id = f->first + __builtin_ctzll(f->left);
 	f->left &= f->left - 1;
 	sub = sub_by_id(id);
-	if (sub->state != SUB_ACTIVE || id == f->except || !(sub->class & f->classes))
+	if (!is_there(sub) || id == f->except || !(sub->class & f->classes))
 		return 0;
 	if (sub->class == CLASS_SOURCE) {
 		if (!listed(id, f->sender))
@@ -731,7 +732,7 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 }
 
 /* The short way of the frames that there are most of: untagged unicast for a
- * plain sub-interface in another netns. It is no second truth: all that it
+ * plain sub-interface that is up in another netns. It is no second truth: all that it
  * does not know by its first look goes the whole way, which knows these
  * frames, too. */
 SEC("tc")
@@ -750,7 +751,8 @@ int xvlan_rx(struct __sk_buff *skb)
 		return rx_whole(skb);
 	id = mac_slot(dst);
 	sub = sub_by_id(id);
-	if (!(sub->flags & SUB_PLAIN) || sub->place != PLACE_AWAY || !mac_eq(sub->mac, dst))
+	if (!(sub->flags & SUB_PLAIN) || sub->place != PLACE_AWAY || !mac_eq(sub->mac, dst) ||
+	    !device_up((void *)sub->device))
 		return rx_whole(skb);
 	s = bpf_map_lookup_elem(&stats, &id);
 	if (s) {
@@ -829,4 +831,18 @@ int xvlan_tx(struct __sk_buff *skb)
 	if (is_group(&f))
 		return tx_group(&f, m, sub, me, size);
 	return tx_unicast(&f, m, sub, me, size);
+}
+
+/* Run by the loader as if by a frame on a new host leg. */
+SEC("tc")
+int xvlan_meet(struct __sk_buff *skb)
+{
+	__u32 id = 0;
+	struct sub *sub = sub_by_leg(skb->ifindex, &id);
+	struct net_device *peer = peer_of(skb_device(skb));
+
+	if (!sub || !peer)
+		return TC_ACT_SHOT;
+	sub->device = (__u64)peer;
+	return TC_ACT_OK;
 }

@@ -160,7 +160,7 @@ struct sub {
 	__u8 mac[6]; /* of the inner leg */
 	__u16 vlan;
 	__u8 name[IFNAME_LEN]; /* the inner leg's name when it was made */
-	__u32 pad[2];	       /* to a cache line */
+	__u64 device;	       /* address of the inner leg's net_device, 0 if not known */
 };
 
 /* The parent: one entry, read by every program. */

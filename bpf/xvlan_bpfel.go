@@ -114,19 +114,19 @@ type XvlanSrcKey struct {
 }
 
 type XvlanSub struct {
-	_     structs.HostLayout
-	State XvlanSubState
-	Gen   uint32
-	Leg   uint32
-	Place XvlanSubPlace
-	Kind  XvlanSubKind
-	Mode  XvlanSubMode
-	Class XvlanSubClass
-	Flags XvlanSubFlag
-	Mac   [6]uint8
-	Vlan  uint16
-	Name  [16]uint8
-	Pad   [2]uint32
+	_      structs.HostLayout
+	State  XvlanSubState
+	Gen    uint32
+	Leg    uint32
+	Place  XvlanSubPlace
+	Kind   XvlanSubKind
+	Mode   XvlanSubMode
+	Class  XvlanSubClass
+	Flags  XvlanSubFlag
+	Mac    [6]uint8
+	Vlan   uint16
+	Name   [16]uint8
+	Device uint64
 }
 
 type XvlanSubClass uint32
@@ -218,6 +218,7 @@ const (
 	XvlanMapLearned     = "learned"
 	XvlanMapMembers     = "members"
 	XvlanMapStats       = "stats"
+	XvlanProgXvlanMeet  = "xvlan_meet"
 	XvlanProgXvlanRx    = "xvlan_rx"
 	XvlanProgXvlanTx    = "xvlan_tx"
 	XvlanProgXvlanXdp   = "xvlan_xdp"
@@ -268,9 +269,10 @@ type XvlanSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanProgramSpecs struct {
-	XvlanRx  *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
-	XvlanTx  *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
-	XvlanXdp *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
+	XvlanMeet *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
+	XvlanRx   *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
+	XvlanTx   *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
+	XvlanXdp  *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
 }
 
 // XvlanMapSpecs contains maps before they are loaded into the kernel.
@@ -352,13 +354,15 @@ type XvlanVariables struct {
 //
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanPrograms struct {
-	XvlanRx  *ebpf.Program `ebpf:"xvlan_rx"`
-	XvlanTx  *ebpf.Program `ebpf:"xvlan_tx"`
-	XvlanXdp *ebpf.Program `ebpf:"xvlan_xdp"`
+	XvlanMeet *ebpf.Program `ebpf:"xvlan_meet"`
+	XvlanRx   *ebpf.Program `ebpf:"xvlan_rx"`
+	XvlanTx   *ebpf.Program `ebpf:"xvlan_tx"`
+	XvlanXdp  *ebpf.Program `ebpf:"xvlan_xdp"`
 }
 
 func (p *XvlanPrograms) Close() error {
 	return _XvlanClose(
+		p.XvlanMeet,
 		p.XvlanRx,
 		p.XvlanTx,
 		p.XvlanXdp,

@@ -22,6 +22,8 @@ const (
 	pinXDP = "xdp"  // XDP link of the parent
 	pinLeg = "leg-" // and the id: tcx link of a host leg
 	pinTX  = bpf.XvlanProgXvlanTx
+
+	pinMeet = bpf.XvlanProgXvlanMeet
 )
 
 // parent is an attached parent whose lock is held.
@@ -144,8 +146,10 @@ func (p *parent) hook(coll *ebpf.Collection) error {
 	if err := p.maps.Pin(p.dir); err != nil {
 		return err
 	}
-	if err := coll.Programs[pinTX].Pin(filepath.Join(p.dir, pinTX)); err != nil {
-		return fmt.Errorf("pin program: %w", err)
+	for _, prog := range []string{pinTX, pinMeet} {
+		if err := coll.Programs[prog].Pin(filepath.Join(p.dir, prog)); err != nil {
+			return fmt.Errorf("pin program: %w", err)
+		}
 	}
 	if err := p.attachRung(coll); err != nil {
 		return err

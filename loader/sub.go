@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/xvlan/xvlan/bpf"
 	"github.com/xvlan/xvlan/maps"
 )
 
@@ -99,6 +100,9 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 		if err := p.addRouted(leg, sub, in, spec); err != nil {
 			return err
 		}
+	}
+	if sub, err = p.meet(id, sub); err != nil {
+		return err
 	}
 	if sub, err = p.openParent(id, sub, !spec.NoPromisc); err != nil {
 		return err
@@ -210,6 +214,22 @@ func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub) error {
 		return err
 	}
 	return p.h.setUp(sub.Leg)
+}
+
+// meet lets the programs know where the kernel keeps the inner leg, by which
+// they see at any moment whether it is up: nobody else can tell them in time.
+// Where a program may not look, all count as up.
+func (p *parent) meet(id maps.ID, sub maps.Sub) (maps.Sub, error) {
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, pinMeet), nil)
+	if err != nil {
+		return sub, fmt.Errorf("open pinned program: %w", err)
+	}
+	defer prog.Close()
+	if err := bpf.Meet(prog, sub.Leg); err != nil {
+		p.h.log.Warn("the programs will take the sub-interface for up at all times", "parent", p.rec.Name, "name", sub.Name, "err", err)
+		return sub, nil
+	}
+	return p.maps.Sub(id)
 }
 
 func (p *parent) legPin(id maps.ID) string {

@@ -255,6 +255,7 @@ type Sub struct {
 	MAC      net.HardwareAddr
 	VLAN     uint16
 	Name     string // of the inner leg when it was made
+	Device   uint64 // where the kernel keeps the inner leg; written by xvlan_meet
 }
 
 // Keyed tells whether frames find the sub-interface by its MAC: a passthru one
@@ -271,6 +272,8 @@ func (s *Sub) toC() bpf.XvlanSub {
 		Mode:  bpf.XvlanSubMode(s.Mode),
 		Class: bpf.XvlanSubClass(s.Class),
 		Vlan:  s.VLAN,
+
+		Device: s.Device,
 	}
 	if s.UCFilter {
 		c.Flags |= bpf.XvlanSubFlagSUB_UC_FILTER
@@ -309,6 +312,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		MAC:      net.HardwareAddr(bytes.Clone(c.Mac[:])),
 		VLAN:     c.Vlan,
 		Name:     cString(c.Name[:]),
+		Device:   c.Device,
 	}
 }
 

@@ -115,11 +115,6 @@ var defects = []difference{
 		reason: "groups are not looked at yet",
 	},
 	{
-		pairs: anyPair, rungs: bpfRungs, scenarios: ".* (to|from|for|at) down('s MAC|( .*)?)", lines: "-(host|wire|host's VLAN device) .*|[+]wire OTHERHOST",
-		where: "all", what: "what is for a sub-interface that is down is lost; the kernel lets it go on to the host or the wire",
-		reason: "nothing tells that the inner device is down",
-	},
-	{
 		pairs: anyPair, rungs: bpfRungs, scenarios: "(A|B) (udp4|udp6|unknown type) to (A|B)", lines: "-[AB] HOST|[+]wire OTHERHOST",
 		where: "all", what: "what a sub-interface sends to itself goes to the wire",
 		reason: "the sender is left out of the look-up",
