@@ -108,6 +108,7 @@ enum found {
 	FOUND_ADD_CLSACT = 2,	/* there was no clsact qdisc: remove it */
 	FOUND_SET_FORWARD4 = 4, /* net.ipv4.conf.PARENT.forwarding was 0: put it back, as below */
 	FOUND_SET_FORWARD6 = 8, /* net.ipv6.conf.PARENT.force_forwarding */
+	FOUND_SET_MAC = 16, /* a passthru sub-interface's became the parent's: put found_mac back */
 };
 
 enum rung {
@@ -177,7 +178,7 @@ struct parent {
 	enum found found; /* what detach must put back */
 	enum rung rung;
 	__u8 mac[6];
-	__u16 pad;
+	__u8 found_mac[6];
 	__u8 name[IFNAME_LEN];
 	__u8 reason[REASON_LEN]; /* why the parent stands on this rung */
 };

@@ -42,6 +42,7 @@ const (
 	XvlanFoundFOUND_ADD_CLSACT   XvlanFound = 2
 	XvlanFoundFOUND_SET_FORWARD4 XvlanFound = 4
 	XvlanFoundFOUND_SET_FORWARD6 XvlanFound = 8
+	XvlanFoundFOUND_SET_MAC      XvlanFound = 16
 )
 
 type XvlanIp4Key struct {
@@ -78,7 +79,7 @@ type XvlanParent struct {
 	Found    XvlanFound
 	Rung     XvlanRung
 	Mac      [6]uint8
-	Pad      uint16
+	FoundMac [6]uint8
 	Name     [16]uint8
 	Reason   [160]uint8
 }

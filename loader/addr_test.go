@@ -352,6 +352,7 @@ func (e *end) detectDuplicates(t *testing.T, wait string) {
 	e.ns.Sysctl(t, "net.ipv6.conf.all.accept_dad", "1")
 	e.ns.Sysctl(t, "net.ipv6.conf."+e.dev+".accept_dad", "1")
 	e.ns.Sysctl(t, "net.ipv6.conf."+e.dev+".router_solicitation_delay", "0") // detection's, too
+	e.ns.Sysctl(t, "net.ipv6.conf."+e.dev+".ndisc_notify", "0")              // nothing is said behind it
 	e.ns.Sysctl(t, "net.ipv6.neigh."+e.dev+".retrans_time_ms", wait)
 }
 

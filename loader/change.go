@@ -96,6 +96,11 @@ func (h *Host) Move(sel Selector, netns string) error {
 			if err := h.move(dev, from, to); err != nil {
 				return err
 			}
+			if !sub.Mode.Routed() && slices.ContainsFunc(l.Addrs, func(a LinkAddr) bool { return a.Origin == maps.Given }) {
+				if err := to.announces(l.Name); err != nil {
+					return err
+				}
+			}
 			sub.Place = placeOf(sub.Mode, !to.own)
 			return p.maps.PutSub(l.ID, sub)
 		})

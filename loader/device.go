@@ -161,8 +161,8 @@ func (s *space) where() string {
 	return " in netns " + s.name
 }
 
-// configure sets a new device's addresses, and up where it is asked for or
-// addresses are given.
+// configure sets a new device's addresses, which it is to announce, and up
+// where it is asked for.
 func (s *space) configure(spec *LinkSpec) error {
 	if len(spec.Addrs) == 0 && !spec.Up {
 		return nil
@@ -170,6 +170,11 @@ func (s *space) configure(spec *LinkSpec) error {
 	l, err := s.nl.LinkByName(spec.Name)
 	if err != nil {
 		return fmt.Errorf("find %s%s: %w", spec.Name, s.where(), err)
+	}
+	if len(spec.Addrs) > 0 && !spec.Mode.Routed() {
+		if err := s.announces(spec.Name); err != nil {
+			return err
+		}
 	}
 	for _, a := range spec.Addrs {
 		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}

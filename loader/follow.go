@@ -72,8 +72,12 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error
 			return nil, err
 		}
 	}
-	if inner.Attrs().HardwareAddr.String() != sub.MAC.String() && sub.Mode != maps.Passthru {
-		if err = p.rekey(id, sub, inner); err != nil {
+	if inner.Attrs().HardwareAddr.String() != sub.MAC.String() {
+		rekey := p.rekey
+		if sub.Mode == maps.Passthru {
+			rekey = p.lead
+		}
+		if err = rekey(id, sub, inner); err != nil {
 			return nil, err
 		}
 	}
@@ -101,6 +105,8 @@ func (h *Host) inner(leg int, name string) (nsid int, inner netlink.Link, err er
 	if err != nil {
 		return 0, nil, fmt.Errorf("find inner leg: %w", err)
 	}
+	h.seen(-1, leg)
+	h.seen(nsid, inner.Attrs().Index)
 	return nsid, inner, nil
 }
 
@@ -135,7 +141,7 @@ func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
 // unlearn forgets the learned addresses that the device no longer has.
 func (p *parent) unlearn(learned []netip.Addr, has map[netip.Addr]bool) error {
 	for _, a := range learned {
-		if has[a] {
+		if _, ok := has[a]; ok {
 			continue
 		}
 		if err := p.maps.DeleteAddr(0, a); err != nil {
@@ -150,7 +156,7 @@ func (p *parent) unlearn(learned []netip.Addr, has map[netip.Addr]bool) error {
 func (p *parent) relearn(id maps.ID, sub maps.Sub, learned []netip.Addr, has map[netip.Addr]bool) error {
 	held := map[bool]int{} // by whether they are IPv4
 	for _, a := range learned {
-		if has[a] {
+		if _, ok := has[a]; ok {
 			held[a.Is4()]++
 		}
 	}
@@ -171,8 +177,9 @@ func (p *parent) relearn(id maps.ID, sub maps.Sub, learned []netip.Addr, has map
 }
 
 // addrsIn lists the unicast addresses of a device in another namespace by that
-// namespace's id (Linux 4.20), which the netlink library does not offer. A
-// negative id is the own namespace.
+// namespace's id (Linux 4.20), which the netlink library does not offer, and
+// tells those that duplicate address detection has done with. A negative id is
+// the own namespace.
 func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
 	sock, err := nl.GetNetlinkSocketAt(-1, -1, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -195,6 +202,7 @@ func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of device %d: %w", index, err)
 	}
+	const ifaFlags = 2 // where struct ifaddrmsg has them
 	all := map[netip.Addr]bool{}
 	for _, m := range msgs {
 		attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
@@ -208,7 +216,7 @@ func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
 			}
 		}
 		if local.IsValid() && !local.IsLoopback() {
-			all[local] = true
+			all[local] = m[ifaFlags]&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
 		}
 	}
 	return all, nil

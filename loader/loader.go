@@ -42,6 +42,9 @@ type Host struct {
 	cookie uint64 // of the namespace
 
 	legacyTC bool // attach by clsact filters even where tcx can be had; set by tests
+
+	stays bool     // see Serve
+	watch *watched // what Serve listens to; nil for everybody else
 }
 
 // Open prepares a Host for the calling thread's network namespace. It changes

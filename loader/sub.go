@@ -270,6 +270,9 @@ func (p *parent) closeParent(sub maps.Sub) error {
 			return fmt.Errorf("end promiscuity of %s: %w", p.rec.Name, err)
 		}
 	}
+	if sub.Mode == maps.Passthru {
+		return p.putMACBack()
+	}
 	return nil
 }
 

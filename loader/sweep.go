@@ -24,6 +24,18 @@ func (h *Host) Sweep() error {
 }
 
 func (h *Host) sweepParents() error {
+	return h.eachLiving(func(p *parent) error {
+		h.seen(-1, p.rec.Index)
+		if err := errors.Join(p.refresh(), p.follow()); err != nil {
+			return err
+		}
+		p.notified()
+		return p.detachIfEmpty()
+	})
+}
+
+// eachLiving is sweep with each living parent opened.
+func (h *Host) eachLiving(fn func(p *parent) error) error {
 	return h.sweep(func(index int) error {
 		l, err := h.nl.LinkByIndex(index)
 		if err != nil {
@@ -34,10 +46,7 @@ func (h *Host) sweepParents() error {
 			return err
 		}
 		defer p.close()
-		if err := errors.Join(p.refresh(), p.follow()); err != nil {
-			return err
-		}
-		return p.detachIfEmpty()
+		return fn(p)
 	})
 }
 
@@ -63,6 +72,9 @@ func (h *Host) sweep(alive func(index int) error) error {
 		}
 		unlock, err := flock(f.String(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
+			if h.watch != nil {
+				h.watch.busy = true
+			}
 			continue
 		}
 		if err == nil {
@@ -112,18 +124,28 @@ func dead(dir string) bool {
 }
 
 // refresh makes the maps agree with what is there: sub-interfaces that are
-// half made or whose device is gone, the parent's MAC and MTU, the host's
-// addresses.
+// half made or whose device is gone, the parent's MAC, MTU and carrier, the
+// host's addresses.
 func (p *parent) refresh() error {
 	if err := p.removeDead(); err != nil {
 		return err
 	}
 	attrs := p.link.Attrs()
 	if p.rec.MTU != attrs.MTU || p.rec.MAC.String() != attrs.HardwareAddr.String() || p.rec.Name != attrs.Name {
+		was := p.rec
 		p.rec.MTU, p.rec.MAC, p.rec.Name = attrs.MTU, attrs.HardwareAddr, attrs.Name
+		if err := p.inherit(was); err != nil {
+			return err
+		}
 		if err := p.save(); err != nil {
 			return err
 		}
+		if was.MAC.String() != p.rec.MAC.String() {
+			p.announceAll(func(s maps.Sub) bool { return s.Kind == maps.Ipvlan })
+		}
+	}
+	if err := p.followState(); err != nil {
+		return err
 	}
 	return p.reserve()
 }

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"net/netip"
 	"strconv"
 	"testing"
 
@@ -32,11 +33,17 @@ func know(t *testing.T, s *site, ends ...*end) {
 	}
 }
 
-// populateQuiet makes the sub-interfaces with everybody's MACs known.
+// populateQuiet makes the sub-interfaces with everybody's MACs known, and has
+// nobody announce himself.
 func (s *site) populateQuiet(t *testing.T) {
 	t.Helper()
 	for _, e := range s.subs {
-		s.addAtOnce(t, e, e.ip4)
+		spec := s.spec(e)
+		spec.Netns, spec.Addrs = e.ns.Name(), []netip.Prefix{e.ip4}
+		s.do(t, func(h *Host) error { return h.Add(spec) })
+		e.ns.Sysctl(t, "net.ipv4.conf."+e.dev+".arp_notify", "0")
+		e.ns.Up(t, e.dev)
+		s.settle(t, e)
 	}
 	know(t, s, s.all()...)
 }

@@ -334,6 +334,7 @@ type Parent struct {
 	SetForward6 bool   // likewise force_forwarding
 	Rung        Rung
 	MAC         net.HardwareAddr
+	FoundMAC    net.HardwareAddr // before a passthru sub-interface's became its own; nil if none has
 	Name        string
 	Reason      string // why it stands on this rung
 }
@@ -368,13 +369,21 @@ func (p *Parent) toC() bpf.XvlanParent {
 	if p.SetForward6 {
 		c.Found |= bpf.XvlanFoundFOUND_SET_FORWARD6
 	}
+	if p.FoundMAC != nil {
+		c.Found |= bpf.XvlanFoundFOUND_SET_MAC
+	}
 	copy(c.Mac[:], p.MAC)
+	copy(c.FoundMac[:], p.FoundMAC)
 	copy(c.Name[:], p.Name)
 	copy(c.Reason[:len(c.Reason)-1], p.Reason)
 	return c
 }
 
 func parentFromC(c *bpf.XvlanParent) Parent {
+	var foundMAC net.HardwareAddr
+	if c.Found&bpf.XvlanFoundFOUND_SET_MAC != 0 {
+		foundMAC = bytes.Clone(c.FoundMac[:])
+	}
 	return Parent{
 		Schema:      c.Schema,
 		Capacity:    c.Capacity,
@@ -392,6 +401,7 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		SetForward6: c.Found&bpf.XvlanFoundFOUND_SET_FORWARD6 != 0,
 		Rung:        Rung(c.Rung),
 		MAC:         net.HardwareAddr(bytes.Clone(c.Mac[:])),
+		FoundMAC:    foundMAC,
 		Name:        cString(c.Name[:]),
 		Reason:      cString(c.Reason[:]),
 	}

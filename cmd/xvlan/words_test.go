@@ -306,6 +306,7 @@ func TestJSONLikeIP(t *testing.T) {
 	for _, datapath := range []string{"tc", "kernel"} {
 		w.must(t, "link add --datapath "+datapath+" link eth0 mac1 up mtu 1300 addr 10.77.0.10/24 netns "+w.inside.Name()+" type macvlan mode bridge")
 		ping(t, w.inside, "", wireAddr)
+		lab.Eventually(t, "mac1 is up", func() bool { return w.inside.Link(t, "mac1").Attrs().OperState.String() == "up" })
 		var ours, ips []map[string]any
 		unmarshal(t, w.must(t, "-j -d -s link show mac1"), &ours)
 		unmarshal(t, w.inside.Run(t, "ip", "-j", "-d", "-s", "link", "show", "mac1"), &ips)

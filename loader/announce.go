@@ -1,0 +1,131 @@
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// Neighbours and switches that know an address or a MAC from before hold on to
+// it for a while; an announcement, which is gratuitous ARP or an unsolicited
+// neighbour advertisement, ends that. For a device that is new, comes up or has
+// been given another MAC the kernel announces its addresses, IPv6 ones when
+// duplicate address detection is through, if only the device is set to it.
+// What it cannot know of is announced here. Modes l3 and l3s speak neither.
+
+// announces sets a device to announce its addresses. It is lost when the device
+// goes to another namespace.
+func (s *space) announces(name string) error {
+	return s.within(func() error {
+		for _, key := range []string{"ipv4/conf/" + name + "/arp_notify", "ipv6/conf/" + name + "/ndisc_notify"} {
+			err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte("1"), 0o644)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // without IPv6
+				return fmt.Errorf("have addresses announced: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// announceAll announces the addresses of those sub-interfaces that are picked,
+// out of their own devices, so that siblings hear it, too. It is a service to
+// the neighbours: what cannot be announced is found out in time.
+func (p *parent) announceAll(pick func(maps.Sub) bool) {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		p.h.log.Warn("cannot announce addresses", "parent", p.rec.Name, "err", err)
+		return
+	}
+	for i, s := range subs {
+		if s.State != maps.Active || s.Mode.Routed() || !pick(s) {
+			continue
+		}
+		if err := p.announce(maps.ID(i), s); err != nil {
+			p.h.log.Warn("cannot announce addresses", "parent", p.rec.Name, "name", s.Name, "err", err)
+		}
+	}
+}
+
+func (p *parent) announce(id maps.ID, sub maps.Sub) error {
+	nsid, inner, err := p.h.inner(sub.Leg, legName(p.rec.Index, id))
+	if inner == nil || err != nil || inner.Attrs().RawFlags&unix.IFF_UP == 0 {
+		return err // gone meanwhile, or it will announce itself when it comes up
+	}
+	addrs, err := addrsIn(nsid, inner.Attrs().Index)
+	if err != nil || len(addrs) == 0 {
+		return err
+	}
+	in, err := p.h.spaceByID(nsid)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	var fd int
+	err = in.within(func() (err error) { // of no protocol: it is to receive nothing
+		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("open packet socket: %w", err)
+	}
+	defer unix.Close(fd)
+	mac := inner.Attrs().HardwareAddr
+	for a, settled := range addrs {
+		if !settled { // somebody else may have it
+			continue
+		}
+		to := &unix.SockaddrLinklayer{Ifindex: inner.Attrs().Index}
+		if err := unix.Sendto(fd, announcement(mac, a), 0, to); err != nil {
+			return fmt.Errorf("announce %s: %w", a, err)
+		}
+	}
+	return nil
+}
+
+// announcement makes a gratuitous ARP request (RFC 5227, section 3) or an
+// unsolicited neighbour advertisement (RFC 4861, section 7.2.6).
+func announcement(mac net.HardwareAddr, a netip.Addr) []byte {
+	if a.Is4() {
+		ip := a.AsSlice()
+		f := append([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, mac...)
+		f = append(f, 0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1) // ARP, Ethernet, IPv4, request
+		f = append(append(f, mac...), ip...)
+		return append(append(f, 0, 0, 0, 0, 0, 0), ip...)
+	}
+	const (
+		icmpv6        = 58
+		advertisement = 136
+		override      = 0x20
+	)
+	allNodes := netip.MustParseAddr("ff02::1").AsSlice()
+	ip := a.AsSlice()
+	na := append([]byte{advertisement, 0, 0, 0, override, 0, 0, 0}, ip...)
+	na = append(append(na, 2, 1), mac...) // target link-layer address
+	pseudo := append(append(append([]byte{}, ip...), allNodes...), 0, 0, 0, byte(len(na)), 0, 0, 0, icmpv6)
+	binary.BigEndian.PutUint16(na[2:], checksum(append(pseudo, na...)))
+
+	f := append([]byte{0x33, 0x33, 0, 0, 0, 1}, mac...)
+	f = append(f, 0x86, 0xdd, 0x60, 0, 0, 0, 0, byte(len(na)), icmpv6, 255)
+	return append(append(append(f, ip...), allNodes...), na...)
+}
+
+// checksum is the Internet checksum of an even number of bytes.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
+}

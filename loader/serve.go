@@ -1,0 +1,276 @@
+package loader
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// How Serve spaces its looks.
+const (
+	settleTime = 5 * time.Millisecond   // changes come in bursts
+	burstTime  = 100 * time.Millisecond // and some bursts do not end
+	busyTime   = 50 * time.Millisecond  // until a command has done with a parent
+	repairTime = time.Minute            // what no message tells of
+	eventSpace = 4 << 20                // for messages that wait to be read
+)
+
+// device names a device by the id of its network namespace, -1 for the own.
+type device struct{ nsid, index int }
+
+// watched is what Serve listens to.
+type watched struct {
+	fd      int
+	devices map[device]bool // parents, and both legs of their sub-interfaces
+	parents map[int]bool    // those among them that are to tell their neighbours who they are
+	busy    bool            // a parent was left to a command
+}
+
+// seen notes a device that Serve is to listen to.
+func (h *Host) seen(nsid, index int) {
+	if h.watch != nil {
+		h.watch.devices[device{nsid, index}] = true
+	}
+}
+
+// Serve follows, until ctx ends, what is done to the namespace's parents and
+// their sub-interfaces, as each command does once: at once, and the parents'
+// carrier besides. Nothing depends on its running, and what it does is in the
+// kernel when it ends. The calling thread must be locked.
+func (h *Host) Serve(ctx context.Context) error {
+	if err := errors.Join(hidden(), ensureLocks()); err != nil {
+		return err
+	}
+	unlock, err := flock(fmt.Sprintf("serve-%d", h.cookie), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("serve: %w: another xvlan serves this network namespace", ErrBusy)
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	fd, err := listen()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var stop [2]int
+	if err := unix.Pipe2(stop[:], unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("make pipe: %w", err)
+	}
+	defer unix.Close(stop[0])
+	ended := context.AfterFunc(ctx, func() { unix.Close(stop[1]) })
+	defer func() {
+		if ended() {
+			unix.Close(stop[1])
+		}
+	}()
+	h.stays, h.watch = true, &watched{fd: fd}
+	defer func() { h.stays, h.watch = false, nil }()
+	if err := h.keep(stop[0]); err != nil {
+		return err
+	}
+	return h.release()
+}
+
+// keep looks after what there is whenever something has happened to it.
+func (h *Host) keep(stop int) error {
+	var (
+		complaint string
+		repaired  time.Time
+	)
+	for {
+		look := h.sweepParents
+		if time.Since(repaired) >= repairTime {
+			look, repaired = h.Sweep, time.Now()
+			h.watch.devices, h.watch.parents = map[device]bool{}, map[int]bool{}
+		}
+		h.watch.busy = false
+		err := look()
+		wait := time.Until(repaired.Add(repairTime))
+		switch {
+		case errors.Is(err, ErrAstray), errors.Is(err, ErrPrivilege):
+			return err
+		case err != nil:
+			if err.Error() != complaint { // once, not each time
+				h.log.Error("cannot follow", "err", err)
+			}
+			complaint, wait = err.Error(), time.Second
+		case h.watch.busy:
+			wait = busyTime
+		default:
+			complaint = ""
+		}
+		if done, err := h.await(stop, max(wait, time.Millisecond)); done || err != nil {
+			return err
+		}
+	}
+}
+
+// release sets up the host legs that are down for a parent that is: nobody will
+// when it comes up.
+func (h *Host) release() error {
+	return h.eachLiving(func(p *parent) error {
+		subs, err := p.maps.Subs()
+		if err != nil {
+			return err
+		}
+		return p.setLegs(subs, true)
+	})
+}
+
+// listen opens a socket that hears of links, addresses and routes, those of
+// other network namespaces too, as far as this one has ids of them: it has of
+// all that sub-interfaces are in.
+func listen() (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
+	if err != nil {
+		return -1, fmt.Errorf("open netlink: %w", err)
+	}
+	groups := uint32(0)
+	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+		groups |= 1 << (g - 1)
+	}
+	// Too little space loses messages, which is noticed.
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, eventSpace)
+	err = errors.Join(
+		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1),
+		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}))
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("listen to netlink: %w", err)
+	}
+	return fd, nil
+}
+
+// await waits until something has happened that has to be looked at, and a
+// moment longer for what comes with it; done tells that it was asked to stop.
+func (h *Host) await(stop int, wait time.Duration) (done bool, err error) {
+	var (
+		end   = time.Now().Add(wait)
+		fresh bool
+	)
+	for {
+		fds := []unix.PollFd{{Fd: int32(h.watch.fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
+		n, err := unix.Poll(fds, int(max(0, time.Until(end)).Milliseconds())+1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return false, fmt.Errorf("wait for netlink: %w", err)
+		case fds[1].Revents != 0:
+			return true, nil
+		case n == 0:
+			return false, nil
+		}
+		matters, err := h.drain()
+		if err != nil {
+			return false, err
+		}
+		if matters {
+			if !fresh {
+				fresh, wait = true, burstTime
+				end = time.Now().Add(burstTime)
+			}
+			if soon := time.Now().Add(settleTime); soon.Before(end) {
+				end = soon
+			}
+		}
+	}
+}
+
+// drain reads the messages that wait, and tells whether one matters.
+func (h *Host) drain() (matters bool, err error) {
+	buf := make([]byte, 64<<10)
+	oob := make([]byte, unix.CmsgSpace(4))
+	for {
+		n, oobn, _, _, err := unix.Recvmsg(h.watch.fd, buf, oob, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return matters, nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ENOBUFS): // some are lost: whatever they were
+			matters = true
+			continue
+		case err != nil:
+			return false, fmt.Errorf("read netlink: %w", err)
+		}
+		msgs, err := syscall.ParseNetlinkMessage(buf[:n])
+		if err != nil {
+			return false, fmt.Errorf("read netlink: %w", err)
+		}
+		for _, m := range msgs {
+			matters = h.concerns(m, nsidOf(oob[:oobn])) || matters
+		}
+	}
+}
+
+// nsidOf reads which network namespace a message is from.
+func nsidOf(oob []byte) int {
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return -1
+	}
+	for _, m := range msgs {
+		if m.Header.Level == unix.SOL_NETLINK && m.Header.Type == unix.NETLINK_LISTEN_ALL_NSID && len(m.Data) >= 4 {
+			return int(int32(binary.NativeEndian.Uint32(m.Data)))
+		}
+	}
+	return -1
+}
+
+// concerns tells whether a message is about a parent, one of its
+// sub-interfaces, or an address that the host has.
+func (h *Host) concerns(m syscall.NetlinkMessage, nsid int) bool {
+	switch m.Header.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
+		if len(m.Data) < unix.SizeofIfInfomsg {
+			return false
+		}
+		index := int(int32(binary.NativeEndian.Uint32(m.Data[4:])))
+		known := h.watch.devices[device{nsid, index}]
+		if nsid >= 0 {
+			return known
+		}
+		attrs := m.Data[unix.SizeofIfInfomsg:]
+		if event := nested(attrs, unix.IFLA_EVENT); known && len(event) == 4 &&
+			binary.NativeEndian.Uint32(event) == unix.IFLA_EVENT_NOTIFY_PEERS {
+			h.watch.parents[index] = true // a bond has another active port, say
+		}
+		_, _, leg := parseLeg(unix.ByteSliceToString(nested(attrs, unix.IFLA_IFNAME)))
+		return known || leg // a new one's
+	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		if len(m.Data) < unix.SizeofIfAddrmsg {
+			return false
+		}
+		return nsid < 0 || h.watch.devices[device{nsid, int(binary.NativeEndian.Uint32(m.Data[4:]))}]
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // of gateways
+		if nsid >= 0 || len(m.Data) < unix.SizeofRtMsg {
+			return false
+		}
+		attrs := m.Data[unix.SizeofRtMsg:]
+		oif := nested(attrs, unix.RTA_OIF)
+		return len(oif) == 4 && nested(attrs, unix.RTA_GATEWAY) != nil &&
+			h.watch.devices[device{-1, int(binary.NativeEndian.Uint32(oif))}]
+	}
+	return false
+}
+
+// notified announces all addresses on a parent that was told to, as the
+// kernel's drivers do.
+func (p *parent) notified() {
+	if p.h.watch == nil || !p.h.watch.parents[p.rec.Index] {
+		return
+	}
+	delete(p.h.watch.parents, p.rec.Index)
+	p.announceAll(func(maps.Sub) bool { return true })
+}
