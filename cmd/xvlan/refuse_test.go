@@ -151,7 +151,7 @@ func TestNoRoot(t *testing.T) {
 		"link add link nope c2 type macvlan mode bridge":     "parent nope",
 		"link add link eth0 c2/ type macvlan mode bridge":    `name "c2/"`,
 		"-n " + w.inside.Name() + " link show":               "netns " + w.inside.Name() + "|not permitted",
-		"link add --datapath tc link eth1 c2 type ipvlan":    "mode",
+		"link add link eth1 c2 type ipvlan mode l4":          "mode l4",
 		"parent attach eth1 --datapath xdp unknown drop":     "not permitted|root",
 		"link add link eth0 c2 type macvlan mode bridge up ": "up|not known",
 	} {
