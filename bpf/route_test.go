@@ -302,6 +302,7 @@ func rxRouted() []frameCase {
 		delivered("ARP question for l2", rl2, whoHas(routerMAC, routerIP4, ip4Of(rl2))),
 		heard("broadcast", udp(broadcastMAC, routerMAC, ip4Of(255), ip4Of(99), 18), others),
 		heard("broadcast for l3", udp(broadcastMAC, routerMAC, ip4Of(r3), ip4Of(99), 18), others),
+		heard("broadcast with a private one's address", udp(broadcastMAC, parentMAC, ip4Of(255), ip4Of(r3Private), 18), []uint32{rl2VEPA}),
 		heard("multicast", udp(multicastMAC, routerMAC, allNodes, ip6Of(99), 18), others),
 	}
 }

@@ -665,7 +665,7 @@ static __always_inline int rx_group(struct frame *f, const struct parent *m, str
 	__u32 from_id = 0, id = 0, classes;
 	struct sub *from = returned(f, m, &from_id), *sub;
 
-	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)))
+	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)) && !is_routed(from))
 		return deliver_group(from, from_id, size);
 	classes = receivers(f, m, from);
 	if (classes == CLASS_MEMBERS)

@@ -2,6 +2,7 @@ package referee
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -165,7 +166,7 @@ func markdown() string {
 	b.WriteString("# Where xvlan differs from the kernel's macvlan and ipvlan\n\n")
 	b.WriteString("All else that the referee tries comes out the same on the tc and xdp rungs: who receives a frame, how often,\nwith which bytes and as which packet type. On the kernel rung these do, too.\n\n")
 	b.WriteString("| where | what xvlan does | why |\n|---|---|---|\n")
-	writeRows(&b, deliberate)
+	writeRows(&b, slices.Concat(deliberate, deliberateRouted))
 	if len(defects) > 0 {
 		b.WriteString("\n## Defects\n\nThese are to go.\n\n| where | what | cause |\n|---|---|---|\n")
 		writeRows(&b, defects)

@@ -47,6 +47,15 @@ func (d driver) add(tb testing.TB, ns *lab.Netns, words ...string) error {
 	return err
 }
 
+// follow lets xvlan see what has been done without it: the host's addresses, and
+// those that it is to have routes to.
+func (d driver) follow(tb testing.TB, ns *lab.Netns) {
+	tb.Helper()
+	if d.program != "ip" {
+		ns.Run(tb, d.program, "link", "show")
+	}
+}
+
 // detach takes away what xvlan keeps for a parent.
 func (d driver) detach(tb testing.TB, ns *lab.Netns) {
 	if d.program == "ip" {

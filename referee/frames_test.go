@@ -131,6 +131,7 @@ const (
 	ndSolicit   = 135
 	ndAdvertise = 136
 	optSource   = 1
+	ndRedirect  = 137 // quotes, too
 	optTarget   = 2
 	optNonce    = 14
 )
@@ -175,7 +176,7 @@ func icmpv6(frame []byte) (packet, message []byte) {
 // isError tells an ICMP error, which quotes the frame it is about.
 func isError(frame []byte) bool {
 	if _, m := icmpv6(frame); m != nil {
-		return m[0] < 128
+		return m[0] < 128 || m[0] == ndRedirect
 	}
 	proto, p := inner(frame)
 	return proto == typeIP4 && len(p) >= 20 && p[9] == protoICMP

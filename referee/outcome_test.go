@@ -37,12 +37,31 @@ func (w *world) describe(a arrival, sent [][]byte) string {
 	if !bytes.Equal(was[6:12], is[6:12]) {
 		changes = append(changes, "from "+w.macName(is[6:12]))
 	}
+	if bytes.Equal(hop(was)[12:], is[12:]) {
+		return line + ", " + strings.Join(append(changes, "a hop further"), ", ")
+	}
 	if len(was) != len(is) {
 		changes = append(changes, fmt.Sprintf("%d bytes, not %d", len(is), len(was)))
 	} else if !bytes.Equal(was[12:], is[12:]) {
 		changes = append(changes, fmt.Sprintf("with %x, not %x", is[12:], was[12:]))
 	}
 	return line + ", " + strings.Join(changes, ", ")
+}
+
+// hop is a packet as a router hands it on: without its tag, and what may stand
+// behind it.
+func hop(frame []byte) []byte {
+	frame = bytes.Clone(untagged(frame))
+	switch proto := bigEndian.Uint16(frame[12:]); {
+	case proto == typeIP4 && len(frame) >= 34 && frame[14] == 0x45:
+		frame = frame[:max(34, min(len(frame), 14+int(bigEndian.Uint16(frame[16:]))))]
+		frame[22]--
+		bigEndian.PutUint16(frame[24:], 0)
+		bigEndian.PutUint16(frame[24:], checksum(frame[14:34]))
+	case proto == typeIP6 && len(frame) >= 54:
+		frame[21]--
+	}
+	return frame
 }
 
 // inHostNS tells of a place in the parent's namespace.

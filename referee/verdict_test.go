@@ -42,7 +42,7 @@ type verdicts struct {
 
 func newVerdicts() *verdicts {
 	return &verdicts{
-		rules:   append(newRules("deliberate", deliberate), newRules("defects", defects)...),
+		rules:   append(newRules("deliberate", slices.Concat(deliberate, deliberateRouted)), newRules("defects", defects)...),
 		open:    make(map[string][]string),
 		kernels: make(map[string]string),
 	}

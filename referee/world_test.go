@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -55,6 +56,9 @@ func newWorld(tb testing.TB, d driver, p pair) (*world, error) {
 		lab.VethOptions{MACA: givenMAC(wire), MACB: givenMAC(host)})
 	w.addPort(tb, wire, wireNS, wireDev)
 	w.addPort(tb, host, hostNS, parentDev)
+	if strings.HasPrefix(p.a, "l3s") { // all at once, or not at all
+		hostNS.Sysctl(tb, "net.ipv6.conf.all.forwarding", "1")
+	}
 	if err := w.addVLAN(tb); err != nil {
 		return nil, err
 	}
@@ -70,6 +74,7 @@ func newWorld(tb testing.TB, d driver, p pair) (*world, error) {
 	w.address(tb)
 	w.watch(tb)
 	w.announce(tb)
+	d.follow(tb, hostNS)
 	if p.has(subDown) {
 		w.setDown(tb)
 	}
@@ -157,12 +162,17 @@ func (w *world) address(tb testing.TB) {
 		}
 		listen(tb, p)
 	}
-	// l3 sub-interfaces have the host route and resolve for them.
-	for _, r := range []role{wire, unknown} {
+	// l3 sub-interfaces have the host route and resolve for them, also where
+	// what is for a sibling goes to the wire.
+	for _, r := range []role{wire, unknown, subA, subB, subDown} {
+		mac := givenMAC(r)
+		if r != wire && r != unknown {
+			mac = givenMAC(host)
+		}
 		for _, a := range []netip.Addr{ip4(numbers[r]), ip6(numbers[r])} {
 			err := w.ports[host].ns.Handle().NeighSet(&netlink.Neigh{
 				LinkIndex: w.ports[host].index, State: netlink.NUD_PERMANENT,
-				IP: a.AsSlice(), HardwareAddr: givenMAC(r),
+				IP: a.AsSlice(), HardwareAddr: mac,
 			})
 			if err != nil {
 				tb.Fatalf("add neighbour %s: %v", a, err)
