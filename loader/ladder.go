@@ -22,9 +22,9 @@ var xdpCosts = map[string]string{
 	"virtio_net": "virtio_net: native XDP would turn its receive offloads off",
 }
 
-// noFilter are the kinds whose own fdb or missing address filter makes adding a
-// unicast address to them wrong: the default handler is not theirs.
-var noFilter = []string{"vxlan", "bridge", "macvlan"}
+// noFilter are the kinds whose own fdb makes adding a unicast address to them
+// wrong: the default handler is not theirs.
+var noFilter = []string{"vxlan"}
 
 // askedFor is the reason of a rung that --datapath chose.
 const askedFor = "asked for"
@@ -115,7 +115,35 @@ func (h *Host) choose(l netlink.Link, want Datapath) (Rung, error) {
 	if cost, ok := xdpCosts[d]; ok {
 		return Rung{maps.RungTC, cost}, nil
 	}
+	if l.Type() == "bond" {
+		if cost, err := h.bondCosts(l); cost != "" || err != nil {
+			return Rung{maps.RungTC, cost}, err
+		}
+	}
 	return Rung{maps.RungXDP, fmt.Sprintf("%s has native XDP", d)}, nil
+}
+
+// bondCosts says what native XDP on a bond, which is native XDP on its ports,
+// would cost; "" for nothing. One without ports has none to say so yet.
+func (h *Host) bondCosts(bond netlink.Link) (string, error) {
+	links, err := whole(h.nl.LinkList)
+	if err != nil {
+		return "", fmt.Errorf("list devices: %w", err)
+	}
+	none := true
+	for _, port := range links {
+		if port.Attrs().MasterIndex != bond.Attrs().Index {
+			continue
+		}
+		none = false
+		if cost, ok := xdpCosts[driver(port)]; ok {
+			return fmt.Sprintf("bond: native XDP would be its port's, %s, %s", port.Attrs().Name, cost), nil
+		}
+	}
+	if none {
+		return "bond: it has no ports yet, and native XDP might keep some away", nil
+	}
+	return "", nil
 }
 
 // Probe is what a host, and a parent if one was named, can do.
@@ -295,7 +323,26 @@ func (h *Host) parentLink(name string) (netlink.Link, error) {
 	if _, _, ok := parseLeg(name); ok && l.Type() == "veth" {
 		return nil, fmt.Errorf("parent %s: %w: it is the host leg of a sub-interface; name its parent", name, ErrInvalid)
 	}
+	if l.Type() == "ipvlan" || l.Type() == "ipvtap" {
+		return nil, fmt.Errorf("parent %s: %w: it is an ipvlan, which receives nothing but what is for its own addresses; name its parent",
+			name, ErrUnsupported)
+	}
 	return l, nil
 }
 
-func filters(l netlink.Link) bool { return !slices.Contains(noFilter, l.Type()) }
+// filters tells whether a device takes MACs besides its own.
+func filters(l netlink.Link) bool {
+	return !slices.Contains(noFilter, l.Type()) && !ownMACOnly(l)
+}
+
+// ownMACOnly tells the parents that frames for no other MAC come to: macvlans.
+// One in passthru mode gets all that its own parent does.
+func ownMACOnly(l netlink.Link) bool {
+	switch m := l.(type) {
+	case *netlink.Macvlan:
+		return m.Mode != netlink.MACVLAN_MODE_PASSTHRU
+	case *netlink.Macvtap:
+		return m.Mode != netlink.MACVLAN_MODE_PASSTHRU
+	}
+	return false
+}

@@ -163,6 +163,10 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 		return err
 	}
 	attrs := parent.Attrs()
+	if s.Kind == maps.Macvlan && s.Mode != maps.Passthru && ownMACOnly(parent) {
+		return fmt.Errorf("parent %s: %w: it is a %s, which receives no MAC but its own; use type ipvlan, or its own parent",
+			attrs.Name, ErrUnsupported, parent.Type())
+	}
 	if s.MAC != nil {
 		if err := checkMAC(s.MAC); err != nil {
 			return err
