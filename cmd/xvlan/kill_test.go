@@ -160,14 +160,18 @@ func TestKilled(t *testing.T) {
 			r := newRig(t, s)
 			changed := states(r.calls)
 			points := r.calls
-			if !all {
+			switch {
+			case all:
+			case testing.Short():
+				points = sample(changed, 3)
+			default:
 				points = sample(changed, 7)
 			}
 			runs := 0
 			for i, c := range points {
 				for way := range goOn {
 					if i%len(goOn) == way || all && slices.Contains(changed, c) {
-						if !r.killAt(t, c, way) {
+						if !eventually(c, func(c call) bool { return r.killAt(t, c, way) }) {
 							t.Errorf("not killed at %v", c)
 						}
 						runs++
@@ -187,6 +191,23 @@ func TestKilled(t *testing.T) {
 }
 
 const kill = "signal=SIGKILL"
+
+// eventually tries a call, and those a little before it: where a driver of
+// network devices is a module, the types of what others have loaded into the
+// kernel are gone through, by calls whose number is theirs.
+func eventually(c call, try func(call) bool) bool {
+	const tries, step = 6, 4
+	for range tries {
+		if try(c) {
+			return true
+		}
+		if c.name != "bpf" || c.nth <= step {
+			break
+		}
+		c.nth -= step
+	}
+	return false
+}
 
 // killAt tells whether the command came to the call.
 func (r *rig) killAt(t *testing.T, c call, way int) bool {
