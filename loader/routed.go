@@ -114,6 +114,9 @@ func (h *Host) syncRoutes(leg int, addrs []netip.Addr) error {
 		if errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("addr %s: %w: the host has a route to it; delete that", a, ErrExists)
 		}
+		if errors.Is(err, unix.ENETDOWN) { // as its parent is: they come when it is up
+			return nil
+		}
 		if err != nil {
 			return fmt.Errorf("add route to %s: %w", a, err)
 		}

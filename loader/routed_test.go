@@ -156,6 +156,41 @@ func TestRoutedFirewall(t *testing.T) {
 	})
 }
 
+// TestRoutedCarrier takes the parent's carrier away, and with it the host leg,
+// which loses its routes.
+func TestRoutedCarrier(t *testing.T) {
+	lab.NeedTool(t, "ping")
+	onRungs(t, []rungCase{onTCX, onClsact}, func(t *testing.T, r rungCase) {
+		s := newRouted(t, r)
+		s.needForward6(t, maps.L3S)
+		s.h.stays = true // as with xvlan serve
+		e := s.subs[0]
+		s.addRouted(t, e, maps.L3S, 0)
+		leg := s.link(t, e).Leg
+		s.wire.ns.Run(t, "ip", "link", "set", s.wire.dev, "down")
+		lab.Eventually(t, "the parent has no carrier", func() bool {
+			return s.host.ns.Link(t, parentDev).Attrs().RawFlags&unix.IFF_LOWER_UP == 0
+		})
+		s.sweep(t)
+		s.sweep(t)
+		if out := s.host.ns.Run(t, "ip", "route", "show", "dev", leg); strings.TrimSpace(out) != "" {
+			t.Errorf("the leg that is down has routes:\n%s", out)
+		}
+		s.wire.ns.Up(t, s.wire.dev)
+		lab.Eventually(t, "the parent has a carrier", func() bool {
+			return s.host.ns.Link(t, parentDev).Attrs().RawFlags&unix.IFF_LOWER_UP != 0
+		})
+		s.sweep(t)
+		s.wire.ns.Run(t, "ip", "route", "replace", e.ip4.Masked().String(), "via", s.host.ip4.Addr().String())
+		s.wire.ping(t, e.ip4.Addr())
+		for _, family := range []string{"-4", "-6"} {
+			if out := s.host.ns.Run(t, "ip", family, "route", "show", "dev", leg); !strings.Contains(out, "10.0.1.10") && !strings.Contains(out, "fd01::10") {
+				t.Errorf("the leg has no route back:\n%s", out)
+			}
+		}
+	})
+}
+
 // TestRoutedProxy lets the host answer ARP questions for an address of the link.
 func TestRoutedProxy(t *testing.T) {
 	lab.NeedTool(t, "ping")
@@ -343,6 +378,7 @@ func TestRoutedChange(t *testing.T) {
 				e.ping(t, a)
 				s.wire.ping(t, e.addrs()[i])
 			}
+			s.checkMember(t, e, !mode.Routed())
 			if got := s.hostSettings(t); mode != maps.L3S && !slices.Equal(got, before) {
 				t.Errorf("%s: the host has changed: %q, was %q", mode, got, before)
 			} else if mode == maps.L3S && slices.Equal(got, before) {
@@ -361,6 +397,16 @@ func TestRoutedChange(t *testing.T) {
 		}
 		s.checkGone(t)
 	})
+}
+
+// checkMember sends a broadcast from the wire, which an end has to get or not.
+func (s *site) checkMember(t *testing.T, e *end, want bool) {
+	t.Helper()
+	before := s.link(t, e).Stats[maps.RX].Packets
+	_, _ = s.wire.ns.Try(t, "ping", "-n", "-b", "-c", "1", "-W", "0.2", "10.77.0.255") // nobody answers
+	if got := s.link(t, e).Stats[maps.RX].Packets > before; got != want {
+		t.Errorf("%s got the broadcast: %v, want %v", e.name, got, want)
+	}
 }
 
 // legState is what matters of a leg in l2.

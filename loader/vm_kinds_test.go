@@ -176,6 +176,11 @@ func TestKernelRungIpvlan(t *testing.T) {
 	must(add(two, Auto)) // stands where its sibling does
 	talk()
 	checkError(t, add(strange, Auto), ErrUnsupported, "macvlan", "one kind", "has ipvlan")
+	for _, other := range []LinkSpec{{Mode: maps.L3}, {Mode: maps.L2, Flag: maps.ClassVEPA}} {
+		other.Parent, other.Name, other.Kind, other.Datapath = s.host.dev, "other", maps.Ipvlan, Kernel
+		err := s.try(t, func(h *Host) error { return h.Add(other) })
+		checkError(t, err, ErrUnsupported, other.Mode.String(), "one mode and flag")
+	}
 	checkError(t, add(strange, TC), ErrExists, "stands on kernel", "detach")
 	listed(one, two)
 

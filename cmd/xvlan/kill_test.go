@@ -36,6 +36,7 @@ var scenes = []scene{
 	{name: "first add, kernel", line: addFirst + " --datapath kernel"},
 	{name: "first add, passthru", line: "link add link eth0 c1 addr 10.77.0.10/24 netns IN up type macvlan mode passthru"},
 	{name: "first add, source", line: strings.Replace(addFirst, "mode bridge", "mode source macaddr add "+wireMAC, 1)},
+	{name: "first add, l3s", line: strings.Replace(addFirst, "macvlan mode bridge", "ipvlan mode l3s", 1)},
 	{name: "second add", prepare: []string{addFirst}, line: addOther},
 	{name: "second add, kernel", prepare: []string{addFirst + " --datapath kernel"}, line: addThird},
 	{name: "del of two", prepare: []string{addFirst, addOther}, line: "link del c2", removes: true},
@@ -64,6 +65,9 @@ func newRig(t *testing.T, s scene) *rig {
 	lab.NeedTool(t, "strace")
 	r := &rig{world: seal(t), scene: s}
 	r.fill = strings.NewReplacer("IN", r.inside.Name(), "HOST", r.host.Name())
+	if strings.Contains(s.line, "l3s") { // answers no questions
+		r.wire.Run(t, "ip", "neigh", "add", subAddr, "dev", "w0", "lladdr", parentMAC)
+	}
 	r.must(t, "parent attach eth0") // makes what is there once for all
 	r.must(t, "parent detach eth0")
 	r.clean = r.look(t)
