@@ -62,7 +62,6 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if err := c.check(sub.Kind, sub.Mode); err != nil {
 		return err
 	}
-	old := sub
 	leaves := sub.Mode == maps.Source && c.Mode != 0 && c.Mode != maps.Source
 	if c.Mode != 0 {
 		sub.Mode = c.Mode
@@ -75,8 +74,10 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if sub.Kind == maps.Ipvlan {
 		sub.Place = placeOf(sub.Mode, l.Netns != "")
 	}
-	if err := p.relink(l, old, sub); err != nil {
-		return err
+	if c.Mode != 0 && sub.Kind == maps.Ipvlan {
+		if err := p.relink(l, sub); err != nil {
+			return err
+		}
 	}
 	if err := p.maps.PutSub(l.ID, sub); err != nil {
 		return err

@@ -232,19 +232,16 @@ func placeOf(mode maps.Mode, away bool) maps.Place {
 	return maps.Local
 }
 
-// relink changes what a sub-interface's mode asks of its legs when that
-// changes: before the record does, so that nothing is refused which cannot be
-// taken back.
-func (p *parent) relink(l Link, old, sub maps.Sub) error {
-	if old.Mode == sub.Mode || sub.Kind != maps.Ipvlan {
-		return nil
-	}
+// relink makes the legs of an IP-keyed sub-interface what its new mode asks for:
+// before the record says so, that nothing be refused which cannot be taken back.
+// It may be interrupted and repeated, also for the mode that the record says.
+func (p *parent) relink(l Link, sub maps.Sub) error {
 	if sub.Mode == maps.L3S {
 		if err := canStack(p.addrsOf(l)); err != nil {
 			return err
 		}
 	}
-	if old.Mode.Routed() != sub.Mode.Routed() {
+	if l.Flags&unix.IFF_NOARP != 0 != sub.Mode.Routed() {
 		if err := p.h.setARP(l, sub.Leg, !sub.Mode.Routed()); err != nil {
 			return err
 		}

@@ -385,6 +385,15 @@ func TestRoutedChange(t *testing.T) {
 				t.Errorf("%s: the host has not changed", mode)
 			}
 		}
+		// What an interrupted change has left is put right by typing it again.
+		s.host.ns.Sysctl(t, "net.ipv6.conf."+leg+".disable_ipv6", "0")
+		e.ns.Run(t, "ip", "link", "set", e.dev, "arp", "off")
+		s.do(t, func(h *Host) error {
+			return h.SetMode(Selector{Name: e.dev, Netns: e.ns.Name()}, ModeChange{Mode: maps.L2})
+		})
+		if l := s.link(t, e); l.Flags&unix.IFF_NOARP != 0 {
+			t.Error("the device is still NOARP")
+		}
 		if got := s.legState(t, leg); !slices.Equal(got, hidden) {
 			t.Errorf("the leg is %q, was %q", got, hidden)
 		}
