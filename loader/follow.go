@@ -72,6 +72,9 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error
 			return nil, err
 		}
 	}
+	if sub, err = p.followPromisc(id, sub, inner); err != nil {
+		return nil, err
+	}
 	if inner.Attrs().HardwareAddr.String() != sub.MAC.String() {
 		rekey := p.rekey
 		if sub.Mode == maps.Passthru {
@@ -135,6 +138,7 @@ func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
 	if err := p.maps.PutSub(id, sub); err != nil {
 		return err
 	}
+	old.Promisc = false // which stays
 	return errors.Join(p.maps.DeleteMAC(0, old.MAC), p.closeParent(old), p.reindex(old), p.reindex(sub))
 }
 

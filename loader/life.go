@@ -162,3 +162,58 @@ func (p *parent) setLegs(subs []maps.Sub, up bool) error {
 	}
 	return nil
 }
+
+// followPromisc makes the parent promiscuous while a macvlan is that is up, as
+// the kernel's driver does. It is one switch for all, which others may have
+// turned on before.
+func (p *parent) followPromisc(id maps.ID, sub maps.Sub, inner netlink.Link) (maps.Sub, error) {
+	a := inner.Attrs()
+	want := a.Promisc > 0 && a.RawFlags&unix.IFF_UP != 0
+	if sub.Kind != maps.Macvlan || sub.Mode == maps.Passthru || want == sub.Promisc {
+		return sub, nil
+	}
+	if !want {
+		if err := p.endPromisc(sub); err != nil {
+			return sub, err
+		}
+		sub.Promisc = false
+		return sub, p.maps.PutSub(id, sub)
+	}
+	ours, err := p.promiscBeside(sub)
+	if err != nil || !ours && p.link.Attrs().RawFlags&unix.IFF_PROMISC != 0 {
+		return sub, err
+	}
+	sub.Promisc = true
+	if err := p.maps.PutSub(id, sub); err != nil || ours {
+		return sub, err
+	}
+	if err := p.h.nl.SetPromiscOn(p.link); err != nil {
+		return sub, fmt.Errorf("make %s promiscuous: %w", p.rec.Name, err)
+	}
+	return sub, nil
+}
+
+// endPromisc turns the parent's promiscuity off unless another sub-interface
+// has it on, too.
+func (p *parent) endPromisc(sub maps.Sub) error {
+	ours, err := p.promiscBeside(sub)
+	if err != nil || ours {
+		return err
+	}
+	if err := p.h.nl.SetPromiscOff(p.link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("end promiscuity of %s: %w", p.rec.Name, err)
+	}
+	return nil
+}
+
+// promiscBeside tells whether there is another sub-interface that the parent
+// was made promiscuous for.
+func (p *parent) promiscBeside(sub maps.Sub) (bool, error) {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return false, err
+	}
+	return slices.ContainsFunc(subs, func(s maps.Sub) bool {
+		return s.State != maps.Free && s.Promisc && s.Leg != sub.Leg
+	}), nil
+}

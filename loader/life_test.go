@@ -342,3 +342,40 @@ func TestServeMany(t *testing.T) {
 	}
 	lab.Eventually(t, "the datapath has the last MAC", func() bool { return slices.Equal(s.link(t, e).WireMAC, last) })
 }
+
+// TestPromiscFollows has macvlans made promiscuous, one after the other.
+func TestPromiscFollows(t *testing.T) {
+	onRungs(t, withMacvlan, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		s.populate(t)
+		s.serve(t)
+		mac1, mac2 := s.sub(t, "mac1"), s.sub(t, "mac2")
+		parent := func() int { return s.host.ns.Link(t, parentDev).Attrs().Promisc }
+		found := parent()
+		step := func(what string, want bool, e *end, args ...string) {
+			t.Helper()
+			e.ns.Run(t, "ip", append([]string{"link", "set", e.dev}, args...)...)
+			lab.Eventually(t, what, func() bool { return (parent() > found) == want })
+		}
+		step("one is promiscuous, and so is the parent", true, mac1, "promisc", "on")
+		step("so are two", true, mac2, "promisc", "on")
+		step("the other still is", true, mac1, "promisc", "off")
+		mac2.ns.Run(t, "ip", "link", "set", mac2.dev, "address", "02:00:00:00:00:44")
+		lab.Eventually(t, "the datapath has the new MAC", func() bool { return s.link(t, mac2).WireMAC.String() == "02:00:00:00:00:44" })
+		s.wire.ping(t, s.host.ip4.Addr()) // by when all that belongs to it is done
+		step("still is", true, mac2, "mtu", "1400")
+		step("is down", false, mac2, "down")
+		step("is up again", true, mac2, "up")
+		s.del(t, mac2)
+		if parent() != found {
+			t.Errorf("the parent's promiscuity is %d, and was %d", parent(), found)
+		}
+		// What others have asked for stays.
+		s.host.ns.Run(t, "ip", "link", "set", parentDev, "promisc", "on")
+		step("it was before", true, mac1, "promisc", "on")
+		s.del(t, mac1)
+		if s.host.linkFlags(t)&unix.IFF_PROMISC == 0 {
+			t.Error("the administrator's own is gone")
+		}
+	})
+}

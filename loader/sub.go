@@ -266,8 +266,8 @@ func (p *parent) closeParent(sub maps.Sub) error {
 		}
 	}
 	if sub.Promisc {
-		if err := p.h.nl.SetPromiscOff(p.link); err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("end promiscuity of %s: %w", p.rec.Name, err)
+		if err := p.endPromisc(sub); err != nil {
+			return err
 		}
 	}
 	if sub.Mode == maps.Passthru {
