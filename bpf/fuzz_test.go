@@ -83,7 +83,7 @@ func fuzzRun(t *testing.T, w *world, prog string, from uint32, frame []byte) (r 
 		case h.packets != 1 || h.bytes != uint64(len(frame)):
 			t.Errorf("%s: a frame of %d bytes counts as %v", prog, len(frame), h)
 		}
-		if h.id == from && (h.verdict != rx || !w.isRouted(from)) { // which may send to itself
+		if h.id == from && h.verdict != rx { // it may send to itself
 			r.own = append(r.own, h)
 		} else {
 			r.others = append(r.others, h)

@@ -57,7 +57,7 @@ func txIP() []frameCase {
 		masked("wire, QinQ", me, tag(send(routerMAC, 99), 0x88a8, 20, 0x8100, 20), sent),
 		masked("wire, unknown EtherType", me, func(m mac) []byte { return set(send(routerMAC, 99)(m), 12, 0x88, 0xb5) }, sent),
 		masked("wire, LLC", me, func(m mac) []byte { return set(send(routerMAC, 99)(m), 12, 0, 46) }, sent),
-		masked("own address", me, send(parentMAC, me), sent),
+		masked("own address", me, send(parentMAC, me), to(me)),
 		masked("host", me, send(parentMAC, reserved), sent),
 		masked("MAC-keyed sibling", me, send(macOf(macAway), 99), to(macAway)),
 		masked("MAC-keyed sibling in its VLAN", me, tag(send(macOf(macVLAN), 99), 0x8100, 10), to(macVLAN)),

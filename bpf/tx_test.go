@@ -44,7 +44,7 @@ func txMAC() []frameCase {
 		sent("wire, unknown EtherType", me, set(send(routerMAC, 99), 12, 0x88, 0xb5)),
 		sent("wire, LLC", me, set(send(routerMAC, 99), 12, 0, 46)),
 		sent("wire, another's source MAC", me, set(send(routerMAC, 99), 6, strangerMAC[:]...)),
-		sent("own MAC", me, send(macOf(me), 99)),
+		handed("own MAC", me, me, send(macOf(me), 99)),
 		handed("sibling", me, macHere, send(macOf(macHere), 99)),
 		handed("sibling, tagged", me, macHere, tagged(send(macOf(macHere), 99), 0x8100, 20)),
 		handed("sibling in its VLAN", me, macVLAN, tagged(toVLAN, 0x8100, 10)),

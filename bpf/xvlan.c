@@ -780,9 +780,9 @@ static __always_inline int tx_group(struct frame *f, const struct parent *m, con
 	return bpf_redirect(m->ifindex, 0);
 }
 
-/* Unicast from a sub-interface. Between private IP-keyed siblings, which have
- * one MAC on the wire, it goes nowhere, as with the kernel's driver: a switch
- * could only return it. */
+/* Unicast from a sub-interface, to itself among others. Between private
+ * IP-keyed siblings, which have one MAC on the wire, it goes nowhere, as with
+ * the kernel's driver: a switch could only return it. */
 static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
 				      const struct sub *from, __u32 me, struct size size)
 {
@@ -791,15 +791,13 @@ static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
 	bool unknown;
 
 	to = lookup(f, m, &id, &unknown);
-	if (to && id != me) {
-		if (from->class & to->class & CLASS_BRIDGE) {
-			count(me, VERDICT_TX, size);
-			return deliver(f->skb, to, id, size, FROM_SIBLING);
-		}
-		if (from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
-		    to->kind == KIND_IPVLAN)
-			return drop(me, VERDICT_DROP_MODE, size);
+	if (to && from->class & to->class & CLASS_BRIDGE) {
+		count(me, VERDICT_TX, size);
+		return deliver(f->skb, to, id, size, FROM_SIBLING);
 	}
+	if (to && from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
+	    to->kind == KIND_IPVLAN)
+		return drop(me, VERDICT_DROP_MODE, size);
 	count(me, VERDICT_TX, size);
 	return bpf_redirect(m->ifindex, 0);
 }
