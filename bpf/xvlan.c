@@ -799,6 +799,10 @@ static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
 	    to->kind == KIND_IPVLAN)
 		return drop(me, VERDICT_DROP_MODE, size);
 	count(me, VERDICT_TX, size);
+	/* The parent's MAC is the sender's, too: what has it and is for none of
+	 * those who share it is the host's. */
+	if (!to && !unknown && from->kind == KIND_IPVLAN && from->class != CLASS_VEPA)
+		return bpf_redirect(m->ifindex, BPF_F_INGRESS);
 	return bpf_redirect(m->ifindex, 0);
 }
 

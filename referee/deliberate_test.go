@@ -137,11 +137,6 @@ var defects = []difference{
 		reason: "macvlan's rule for private is applied to ipvlan, too",
 	},
 	{
-		pairs: ipvlans, rungs: bpfRungs, scenarios: "[AB] .*", lines: "-host('s VLAN device)? (HOST|OTHERHOST).*|[+]wire OTHERHOST.*",
-		where: "ipvlan", what: "unicast to the shared MAC that is for no sibling goes to the wire; the kernel gives it to the host",
-		reason: "a miss is taken for the wire's whatever its MAC",
-	},
-	{
 		pairs: ipvlans, rungs: bpfRungs, scenarios: "[AB] pause frame", lines: "[+]wire MULTICAST",
 		where: "ipvlan", what: "pause frames leave for the wire",
 		reason: "the kernel's ipvlan sends none",
