@@ -107,6 +107,7 @@ func TestRxArrives(t *testing.T) {
 		delivered("MAC, in its VLAN", macVLAN, tagged(fromWire(macOf(macVLAN), 99), 0x8100, 10)),
 		delivered("MAC, QinQ", macVLAN, tagged(fromWire(macOf(macVLAN), 99), 0x88a8, 10, 0x8100, 20)),
 		delivered("IP", ipAway, fromWire6(parentMAC, ipAway)),
+		delivered("IP, in another VLAN", ipAway, tagged(fromWire(parentMAC, ipAway), 0x8100, 30)),
 		delivered("IP, priority tag", ipAway, tagged(fromWire(parentMAC, ipAway), 0x8100, 0xe000)),
 		readdressed(delivered("IP, here", ipHere, fromWire(parentMAC, ipHere)), macOf(ipHere)),
 		delivered("IP, in its VLAN", ipVLAN, tagged(fromWire(parentMAC, ipVLAN), 0x8100, 10)),
@@ -126,7 +127,7 @@ func TestRxArrives(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) { c.travel(t, w, bpf.XvlanProgXvlanRx, captures, received(&c, receivers...)) })
 	}
 	for _, c := range []frameCase{
-		left("to the host, in a VLAN", tagged(fromWire(parentMAC, ipAway), 0x8100, 30)),
+		left("to the host, in a VLAN", tagged(fromWire(parentMAC, ipVLAN), 0x8100, 30)),
 		left("to the host, not in its VLAN", tagged(fromWire(macOf(macVLAN), 99), 0x8100, 30)),
 		left("to the host", fromWire(parentMAC, 99)),
 	} {

@@ -253,26 +253,35 @@ static __always_inline bool is_arp_ip4(const struct arp *arp)
 
 enum end { DESTINATION, SENDER };
 
-/* The entry of the address at one end of a frame, by IP or by what ARP says. */
-static __always_inline struct dest *dest_by_ip(struct frame *f, enum end end)
+/* The entry of the address at one end of a frame in a VLAN, by IP or by what
+ * ARP says. */
+static __always_inline struct dest *dest_in(struct frame *f, __u16 vlan, enum end end)
 {
 	if (f->proto_be == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
 
-		return ip ? dest_by_ip4(f->vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
+		return ip ? dest_by_ip4(vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
 	}
 	if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
 
-		return ip ? dest_by_ip6(f->vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
+		return ip ? dest_by_ip6(vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
 	}
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct arp *arp = at(f, f->l3, sizeof(*arp));
 
 		if (arp && is_arp_ip4(arp))
-			return dest_by_ip4(f->vlan, end == SENDER ? arp->spa : arp->tpa);
+			return dest_by_ip4(vlan, end == SENDER ? arp->spa : arp->tpa);
 	}
 	return NULL;
+}
+
+/* An address without a VLAN of its own counts under any tag, as MACs do. */
+static __always_inline struct dest *dest_by_ip(struct frame *f, enum end end)
+{
+	struct dest *d = dest_in(f, f->vlan, end);
+
+	return d || !f->vlan ? d : dest_in(f, 0, end);
 }
 
 /* The IP-keyed sub-interface that an entry leads to, where the MAC is the

@@ -141,12 +141,6 @@ var defects = []difference{
 		where: "ipvlan", what: "pause frames leave for the wire",
 		reason: "the kernel's ipvlan sends none",
 	},
-	{
-		pairs: ipvlans, rungs: bpfRungs, scenarios: "(wire|A|B) udp4 to [AB] in (a VLAN without a device|that VLAN at priority 5)",
-		lines: "-[AB] (HOST|OTHERHOST)|[+](host|wire) OTHERHOST",
-		where: "ipvlan", what: "tagged frames do not reach sub-interfaces without a VLAN",
-		reason: "addresses, unlike MACs, are not looked up without the tag",
-	},
 }
 
 // markdown is both tables for people to read.
