@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/gopacket/gopacket"
+
 	"github.com/xvlan/xvlan/bpf"
 )
 
@@ -85,6 +87,11 @@ func copied(except uint32, to ...[]uint32) (hits []hit) {
 	return hits
 }
 
+// pause builds a pause frame of IEEE 802.3x.
+func pause(from mac) []byte {
+	return build(ether(mac{0x01, 0x80, 0xc2, 0, 0, 1}, from, 0x8808), gopacket.Payload(make([]byte, 46)))
+}
+
 // modesFromWire are frames of others.
 func modesFromWire() []frameCase {
 	const other = 99
@@ -103,6 +110,8 @@ func modesFromWire() []frameCase {
 		heard("broadcast", broadcast(src), bridges, vepas, privates),
 		also(heard("broadcast of one on a list", broadcast(routerMAC), bridges, vepas, privates)),
 		gone("broadcast of one on a list, nodst", broadcast(strangerMAC)),
+		left("pause frame", pause(src)),
+		left("pause frame of a bridge one", pause(macOf(mBridge))),
 		delivered("bridge", mBridge, uni(src, mBridge)),
 		delivered("vepa", mVEPA, uni(src, mVEPA)),
 		delivered("private", mPrivate, uni(src, mPrivate)),
@@ -142,10 +151,15 @@ func modesReturned() []frameCase {
 		delivered("broadcast of a private one", mPrivate, shout(mPrivate)),
 		delivered("broadcast of one in source mode", mSource, shout(mSource)),
 		heard("broadcast of an IP-keyed bridge one", shoutIP(ip4Of(iBridge)), vepas),
-		delivered("broadcast of an IP-keyed private one", iPrivate, shoutIP(ip4Of(iPrivate))),
+		left("broadcast of an IP-keyed private one", shoutIP(ip4Of(iPrivate))),
 		heard("broadcast of the host", shoutIP(ip4Of(reserved)), bridges, vepas, privates),
 		heard("solicitation of the host", solicit(parentMAC, ip6Of(reserved), ip6Of(99)), bridges, vepas, privates),
-		heard("broadcast of nobody known", shoutIP(ip4Of(99)), vepas),
+		heard("broadcast of nobody known", shoutIP(ip4Of(99)), bridges, vepas, privates),
+		heard("IPv6 of nobody known", solicit(parentMAC, ip6Of(99), ip6Of(98)), bridges, vepas, privates),
+		heard("no IP", set(shoutIP(ip4Of(99)), 12, 0x88, 0xb5), bridges, vepas, privates),
+		heard("ARP probe", shoutIP(anyIP4), vepas),
+		heard("address detection", solicit(parentMAC, anyIP6, ip6Of(99)), vepas),
+		heard("DHCP question", udp(broadcastMAC, parentMAC, ip4Of(255), anyIP4, 18), vepas),
 		heard("bridge one's question for a bridge one", whoHas(macOf(mBridge), ip4Of(mBridge), ip4Of(iBridge)), vepas),
 		delivered("bridge one's question for a vepa one", iVEPA, whoHas(macOf(mBridge), ip4Of(mBridge), ip4Of(iVEPA))),
 		delivered("vepa one's question for a bridge one", iBridge, whoHas(macOf(mVEPA), ip4Of(mVEPA), ip4Of(iBridge))),
@@ -212,6 +226,8 @@ func modesTx() []frameCase {
 		masked("IP-keyed private to the wire", iPrivate, fromIP(iPrivate, 99), sent),
 		all("broadcast of a bridge one", mBridge, shout(mBridge)),
 		masked("broadcast of an IP-keyed bridge one", iBridge, shoutIP(iBridge), all),
+		sent("pause frame of a bridge one", mBridge, pause(macOf(mBridge))),
+		masked("pause frame of an IP-keyed one", iBridge, pause, apart),
 		sent("broadcast of a vepa one", mVEPA, shout(mVEPA)),
 		sent("broadcast of a private one", mPrivate, shout(mPrivate)),
 		sent("broadcast of one in source mode", mSource, shout(mSource)),
@@ -266,11 +282,13 @@ func TestPassthru(t *testing.T) {
 	w.subs[me] = sub
 	w.meta.Passthru = me
 	question := whoHas(routerMAC, routerIP4, ip4Of(99))
+	own := whoHas(parentMAC, ip4Of(99), routerIP4)
 	cases := []frameCase{
 		delivered("stranger", me, fromWire(strangerMAC, 99)),
 		delivered("parent's MAC", me, fromWire(parentMAC, 99)),
 		delivered("tagged", me, tagged(fromWire(strangerMAC, 99), 0x8100, 10)),
 		{name: "broadcast", frame: question, ret: actNext, hits: []hit{{id: 0, verdict: passed}, {id: me, verdict: rx}}},
+		delivered("its own broadcast, returned", me, own),
 	}
 	checkAll(t, w, bpf.XvlanProgXvlanRx, cases)
 	w.meta.Policy = bpf.XvlanPolicyPOLICY_UNKNOWN_DROP

@@ -312,16 +312,23 @@ static __always_inline struct sub *lookup(struct frame *f, const struct parent *
 }
 
 /* The sub-interface that sent what comes in by the parent: a switch has
- * returned it, or somebody uses its address. NULL for all others. */
+ * returned it, or somebody uses its address. NULL for all others. A passthru
+ * one has the parent's MAC. */
 static __always_inline struct sub *returned(struct frame *f, const struct parent *m, __u32 *id)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
+	struct sub *sub;
 
 	if (!eth)
 		return NULL;
-	if (mac_eq(eth->h_source, m->mac))
-		return m->ip_keyed ? ip_keyed(dest_by_ip(f, SENDER), id) : NULL;
-	return sub_by_mac(f->vlan, eth->h_source, id);
+	if (!mac_eq(eth->h_source, m->mac))
+		return sub_by_mac(f->vlan, eth->h_source, id);
+	if (m->passthru) {
+		*id = m->passthru;
+		sub = sub_by_id(*id);
+		return is_there(sub) ? sub : NULL;
+	}
+	return m->ip_keyed ? ip_keyed(dest_by_ip(f, SENDER), id) : NULL;
 }
 
 /* The head of an ND message that directly follows the IPv6 header, or NULL. */
@@ -639,52 +646,83 @@ int xvlan_xdp(struct xdp_md *ctx)
 
 #define CLASS_MEMBERS (CLASS_BRIDGE | CLASS_VEPA | CLASS_PRIVATE)
 
-/* Whether a frame with the parent's MAC for its source is the host's own: its
- * addresses are reserved. What is neither its nor a known sub-interface's comes
- * from an IP-keyed one whose address has not been learned. */
-static __always_inline bool from_host(struct frame *f, const struct parent *m)
+/* Whether a frame with the parent's MAC for its source may be an IP-keyed
+ * sub-interface's that has no address to be known by yet: it asks for one, or
+ * whether somebody has it. */
+static __always_inline bool unnamed(struct frame *f, const struct parent *m)
 {
-	struct dest *d;
-
 	if (!m->ip_keyed)
-		return true;
-	d = dest_by_ip(f, SENDER);
-	return d && d->flags & DEST_RESERVED;
+		return false;
+	if (f->proto_be == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
+
+		return ip && !ip->saddr;
+	}
+	if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
+
+		return ip && !(ip->saddr.in6_u.u6_addr32[0] | ip->saddr.in6_u.u6_addr32[1] |
+			       ip->saddr.in6_u.u6_addr32[2] | ip->saddr.in6_u.u6_addr32[3]);
+	}
+	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
+		struct arp *arp = at(f, f->l3, sizeof(*arp));
+
+		return arp && !(arp->spa[0] | arp->spa[1] | arp->spa[2] | arp->spa[3]);
+	}
+	return false;
 }
 
 /* Which classes get a group-addressed frame from the wire. Of what was sent
  * here and has come back, from a hairpin port, siblings that meet directly have
- * had their copies on the way out. */
+ * had their copies on the way out. *others tells what was not sent here. */
 static __always_inline __u32 receivers(struct frame *f, const struct parent *m,
-				       const struct sub *from)
+				       const struct sub *from, bool *others)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
 
+	*others = false;
 	if (from)
 		return from->class == CLASS_VEPA ? CLASS_VEPA | CLASS_BRIDGE : CLASS_VEPA;
-	if (eth && mac_eq(eth->h_source, m->mac) && !from_host(f, m))
+	if (!eth || !mac_eq(eth->h_source, m->mac))
+		*others = true;
+	else if (unnamed(f, m))
 		return CLASS_VEPA;
 	return CLASS_MEMBERS;
 }
 
+/* Pause frames are for the device at the other end of the cable. */
+static __always_inline bool is_pause(const struct frame *f)
+{
+	return f->proto_be == bpf_htons(ETH_P_PAUSE);
+}
+
+static __always_inline int pass(struct size size)
+{
+	count(0, VERDICT_PASS, size);
+	return TC_ACT_UNSPEC;
+}
+
 /* Broadcast and multicast from the wire: to all, and the host keeps its own. A
- * private sender's own frame that comes back is for nobody else. */
+ * private sender's own frame that comes back is for nobody else, or if it is
+ * IP-keyed for the host alone, whose MAC it has. */
 static __always_inline int rx_group(struct frame *f, const struct parent *m, struct size size)
 {
 	__u32 from_id = 0, id = 0, classes;
 	struct sub *from = returned(f, m, &from_id), *sub;
+	bool others;
 
 	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)) && !is_routed(from))
-		return deliver_group(from, from_id, size);
-	classes = receivers(f, m, from);
-	if (classes == CLASS_MEMBERS)
+		return from->kind == KIND_IPVLAN ? pass(size) : deliver_group(from, from_id, size);
+	if (is_pause(f))
+		return pass(size);
+	classes = receivers(f, m, from, &others);
+	if (others)
 		yield_to_wire(f);
 	sub = asked(f, &id);
 	if (sub && sub->class & classes && id != from_id)
 		return deliver_group(sub, id, size);
 	copy_to(f, classes, from ? from_id : 0, size);
-	count(0, VERDICT_PASS, size);
-	return TC_ACT_UNSPEC;
+	return pass(size);
 }
 
 /* What the modes say of unicast for a sub-interface that is neither bridge nor
@@ -711,10 +749,8 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (!parse_skb(skb, &f))
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
-	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan)) {
-		count(0, VERDICT_PASS, size); /* it is the VLAN device's */
-		return TC_ACT_UNSPEC;
-	}
+	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan))
+		return pass(size); /* it is the VLAN device's */
 	/* Before anything else is looked up, as the kernel's driver has it. */
 	if (m->sources && copy_to(&f, CLASS_SOURCE, 0, size))
 		return TC_ACT_SHOT;
@@ -736,8 +772,7 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 		return deliver(skb, sub, id, size, FROM_WIRE);
 	if (unknown && m->policy & POLICY_UNKNOWN_DROP)
 		return drop(0, VERDICT_DROP_UNKNOWN, size);
-	count(0, VERDICT_PASS, size);
-	return TC_ACT_UNSPEC;
+	return pass(size);
 }
 
 /* The short way of the frames that there are most of: untagged unicast for a
@@ -779,8 +814,10 @@ static __always_inline int tx_group(struct frame *f, const struct parent *m, con
 	struct sub *sub;
 	__u32 id = 0;
 
+	if (is_pause(f) && from->kind == KIND_IPVLAN)
+		return drop(me, VERDICT_DROP_MODE, size);
 	count(me, VERDICT_TX, size);
-	if (from->class == CLASS_BRIDGE) {
+	if (from->class == CLASS_BRIDGE && !is_pause(f)) {
 		sub = asked(f, &id);
 		if (sub && id != me && sub->class == CLASS_BRIDGE)
 			return deliver_group(sub, id, size);
