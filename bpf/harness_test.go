@@ -104,6 +104,9 @@ func (w *world) add(tb testing.TB, id uint32, sub bpf.XvlanSub) {
 	sub.Mac, sub.Gen = macOf(id), generation
 	lab.VethWith(tb, w.host, legName(id), inner, innerName(id), lab.VethOptions{MACB: sub.Mac[:]})
 	sub.Leg = uint32(w.host.Link(tb, legName(id)).Attrs().Index)
+	if err := inner.Handle().LinkSetAllmulticastOn(inner.Link(tb, innerName(id))); err != nil {
+		tb.Fatalf("let %d receive all groups: %v", id, err)
+	}
 	w.subs[id] = sub
 	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Kind == bpf.XvlanSubKindKIND_IPVLAN {
 		w.meta.IpKeyed++

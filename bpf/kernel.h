@@ -22,11 +22,25 @@ struct vlan_info {
 	struct vlan_group grp;
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
+struct netdev_hw_addr {
+	struct list_head list;
+	unsigned char addr[32];
+};
+
+struct netdev_hw_addr_list {
+	struct list_head list;
+};
+
 struct net_device {
 	const void *netdev_ops;
 	unsigned int flags;
 	possible_net_t nd_net;
-	struct vlan_info *vlan_info; /* NULL: no VLAN device was ever on it */
+	struct netdev_hw_addr_list mc; /* the groups that it receives */
+	struct vlan_info *vlan_info;   /* NULL: no VLAN device was ever on it */
 };
 
 struct sk_buff {

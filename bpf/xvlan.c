@@ -504,16 +504,31 @@ static __always_inline int deliver_group(const struct sub *sub, __u32 id, struct
 	return bpf_redirect(sub->leg, 0);
 }
 
+#include "group.h" /* membership */
+
 struct flood {
 	struct __sk_buff *skb;
 	struct size size;
-	__u64 left;	/* bits of the members' word in hand */
-	__u32 first;	/* id of that word's lowest bit */
-	__u32 except;	/* the sender's id, 0 for the wire */
-	__u32 classes;	/* of enum sub_class: who gets a copy */
+	__u64 left;    /* bits of the members' word in hand */
+	__u32 first;   /* id of that word's lowest bit */
+	__u32 except;  /* the sender's id, 0 for the wire */
+	__u32 classes; /* of enum sub_class: who gets a copy */
+	__u16 pad;     /* aligns dst for mac_eq */
+	__u8 dst[6];
 	__u8 sender[6]; /* MAC, for CLASS_SOURCE */
+	bool joined;	/* it is for those only who have joined the group dst */
 	bool nodst;	/* out: one got it that leaves nothing for others */
 };
+
+/* Whether a member is left out. Counts one whose groups are too many to look. */
+static __always_inline bool not_joined(const struct flood *f, const struct sub *sub, __u32 id)
+{
+	enum membership m = membership(sub, f->dst);
+
+	if (m == GROUP_MANY)
+		count(id, VERDICT_GROUP_MANY, (struct size){.packets = 1});
+	return m == GROUP_NOT;
+}
 
 /* Whether a sub-interface in source mode has the sender on its list. */
 static __always_inline bool listed(__u32 id, const __u8 *mac)
@@ -541,6 +556,8 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 			return 0;
 		if (sub->flags & SUB_NODST)
 			f->nodst = true;
+	} else if (f->joined && not_joined(f, sub, id)) {
+		return 0;
 	}
 	count(id, bpf_clone_redirect(f->skb, sub->leg, 0) ? VERDICT_DROP_FANOUT : VERDICT_RX,
 	      f->size);
@@ -559,17 +576,24 @@ static long flood_word(__u32 word, struct flood *f)
 	return 0;
 }
 
-/* Sends a copy to every sub-interface of some classes but one; the frame itself
- * stays. For CLASS_SOURCE, non-zero says that one wants nobody else to have it.
- * A global function, which the verifier looks at once. */
+static __always_inline bool is_broadcast(const __u8 *mac)
+{
+	return *(__u32 *)(mac + 2) == 0xffffffff && *(__u16 *)mac == 0xffff;
+}
+
+/* Sends a copy to every sub-interface of some classes but one, of multicast to
+ * those only who have joined the group; the frame itself stays. For CLASS_SOURCE, non-zero says
+ * that one wants nobody else to have it. A global function, which the verifier looks at once. */
 __noinline int flood(struct __sk_buff *skb, __u32 classes, __u32 except, __u64 packets, __u64 bytes)
 {
 	struct flood f = {
 	    .skb = skb, .size = {packets, bytes}, .except = except, .classes = classes};
 	const struct parent *m = &meta;
 
-	if (bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
+	if (bpf_skb_load_bytes(skb, 0, f.dst, ETH_ALEN) ||
+	    bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
 		return 0;
+	f.joined = f.dst[0] & 1 && !is_broadcast(f.dst);
 	bpf_loop(m->capacity / 64 + 1, flood_word, &f, 0);
 	return f.nodst;
 }

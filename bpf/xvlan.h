@@ -42,6 +42,7 @@ enum verdict {
 	VERDICT_DROP_ROUTE,	/* sub-interface: the parent's namespace has no route for it */
 	VERDICT_DROP_INACTIVE,	/* parent: sent by a leg that has no sub-interface any more */
 	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
+	VERDICT_GROUP_MANY,	/* no fate: it is in so many groups that it gets all */
 	VERDICT_MAX,
 };
 

@@ -186,7 +186,7 @@ const (
 
 type XvlanSubStats struct {
 	_       structs.HostLayout
-	Verdict [12]XvlanCounter
+	Verdict [13]XvlanCounter
 }
 
 type XvlanVerdict uint32
@@ -204,7 +204,8 @@ const (
 	XvlanVerdictVERDICT_DROP_ROUTE     XvlanVerdict = 9
 	XvlanVerdictVERDICT_DROP_INACTIVE  XvlanVerdict = 10
 	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 11
-	XvlanVerdictVERDICT_MAX            XvlanVerdict = 12
+	XvlanVerdictVERDICT_GROUP_MANY     XvlanVerdict = 12
+	XvlanVerdictVERDICT_MAX            XvlanVerdict = 13
 )
 
 // Names of all BPF objects in the ELF.

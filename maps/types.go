@@ -172,6 +172,7 @@ const (
 	DropRoute     = Verdict(bpf.XvlanVerdictVERDICT_DROP_ROUTE)
 	DropInactive  = Verdict(bpf.XvlanVerdictVERDICT_DROP_INACTIVE)
 	LearnDup      = Verdict(bpf.XvlanVerdictVERDICT_LEARN_DUP)
+	GroupMany     = Verdict(bpf.XvlanVerdictVERDICT_GROUP_MANY)
 	verdicts      = Verdict(bpf.XvlanVerdictVERDICT_MAX)
 )
 
@@ -188,6 +189,7 @@ var verdictNames = [verdicts]string{
 	DropRoute:     "drop_route",
 	DropInactive:  "drop_inactive",
 	LearnDup:      "learn_dup",
+	GroupMany:     "group_many",
 }
 
 // String is the verdict's label in metrics and output.

@@ -110,6 +110,9 @@ func (a *app) printStats(s maps.Stats) {
 	if n := s[maps.LearnDup].Packets; n > 0 {
 		fmt.Fprintf(a.out, "    addresses not learned, others have them: %d\n", n)
 	}
+	if n := s[maps.GroupMany].Packets; n > 0 {
+		fmt.Fprintf(a.out, "    multicast not filtered, in too many groups: %d\n", n)
+	}
 	if len(drops) > 0 {
 		fmt.Fprintf(a.out, "    drops: %s\n", strings.Join(drops, ", "))
 	}
