@@ -517,6 +517,7 @@ struct flood {
 	__u8 dst[6];
 	__u8 sender[6]; /* MAC, for CLASS_SOURCE */
 	bool joined;	/* it is for those only who have joined the group dst */
+	bool own;	/* dst is the parent's MAC */
 	bool nodst;	/* out: one got it that leaves nothing for others */
 };
 
@@ -528,6 +529,34 @@ static __always_inline bool not_joined(const struct flood *f, const struct sub *
 	if (m == GROUP_MANY)
 		count(id, VERDICT_GROUP_MANY, (struct size){.packets = 1});
 	return m == GROUP_NOT;
+}
+
+/* On a copy in the ingress of a host leg: it is for the inner leg. Of what the
+ * inner leg sends from another netns, the kernel clears the mark. */
+#define MARK_INWARD 0x78766c6e
+
+/* A copy of a frame to the parent's MAC, which the inner leg is to take for its
+ * own, though the MAC is not. Only a peer redirect says so, and a clone cannot
+ * be sent by one: so it comes in by the host leg, where xvlan_tx sends it. A leg
+ * that is here can only be reached under its own MAC. */
+static __always_inline long copy_as_own(struct __sk_buff *skb, const struct sub *sub)
+{
+	__u8 dst[ETH_ALEN];
+	__u32 mark = skb->mark;
+	long err;
+
+	if (sub->place == PLACE_AWAY) {
+		skb->mark = MARK_INWARD;
+		err = bpf_clone_redirect(skb, sub->leg, BPF_F_INGRESS);
+		skb->mark = mark;
+		return err;
+	}
+	if (bpf_skb_load_bytes(skb, 0, dst, ETH_ALEN) ||
+	    bpf_skb_store_bytes(skb, 0, sub->mac, ETH_ALEN, 0))
+		return -1;
+	err = bpf_clone_redirect(skb, sub->leg, 0);
+	bpf_skb_store_bytes(skb, 0, dst, ETH_ALEN, 0);
+	return err;
 }
 
 /* Whether a sub-interface in source mode has the sender on its list. */
@@ -543,6 +572,7 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 {
 	struct sub *sub;
 	__u32 id;
+	long err;
 
 	if (!f->left)
 		return 1;
@@ -559,8 +589,8 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 	} else if (f->joined && not_joined(f, sub, id)) {
 		return 0;
 	}
-	count(id, bpf_clone_redirect(f->skb, sub->leg, 0) ? VERDICT_DROP_FANOUT : VERDICT_RX,
-	      f->size);
+	err = f->own ? copy_as_own(f->skb, sub) : bpf_clone_redirect(f->skb, sub->leg, 0);
+	count(id, err ? VERDICT_DROP_FANOUT : VERDICT_RX, f->size);
 	return 0;
 }
 
@@ -594,6 +624,7 @@ __noinline int flood(struct __sk_buff *skb, __u32 classes, __u32 except, __u64 p
 	    bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
 		return 0;
 	f.joined = f.dst[0] & 1 && !is_broadcast(f.dst);
+	f.own = mac_eq(f.dst, m->mac);
 	bpf_loop(m->capacity / 64 + 1, flood_word, &f, 0);
 	return f.nodst;
 }
@@ -868,6 +899,8 @@ static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
 	if (to && from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
 	    to->kind == KIND_IPVLAN)
 		return drop(me, VERDICT_DROP_MODE, size);
+	if (!to && !unknown && from->class == CLASS_SOURCE && f->skb->mark == MARK_INWARD)
+		return bpf_redirect_peer(from->leg, 0); /* copy_as_own has counted it */
 	count(me, VERDICT_TX, size);
 	/* The parent's MAC is the sender's, too: what has it and is for none of
 	 * those who share it is the host's. */
