@@ -161,11 +161,12 @@ func setData(in *space, l netlink.Link, attr int, value []byte) error {
 	return err
 }
 
-// macvlanFlags reads a macvlan's flags, which the netlink library leaves out.
-func macvlanFlags(in *space, l netlink.Link) (uint16, error) {
+// macvlanData reads what the netlink library leaves out of a macvlan's data; nil
+// if the kernel does not have it.
+func macvlanData(in *space, l netlink.Link, attr uint16) ([]byte, error) {
 	sock, err := in.socket()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer sock.Close()
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
@@ -175,16 +176,23 @@ func macvlanFlags(in *space, l netlink.Link) (uint16, error) {
 	req.AddData(msg)
 	msgs, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	if err != nil {
-		return 0, fmt.Errorf("read %s%s: %w", l.Attrs().Name, in.where(), err)
+		return nil, fmt.Errorf("read %s%s: %w", l.Attrs().Name, in.where(), err)
 	}
-	var flags uint16
 	for _, m := range msgs {
-		path := []uint16{unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, nl.IFLA_MACVLAN_FLAGS}
-		if value := nested(m[unix.SizeofIfInfomsg:], path...); len(value) == 2 {
-			flags = binary.NativeEndian.Uint16(value)
+		if value := nested(m[unix.SizeofIfInfomsg:], unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, attr); value != nil {
+			return value, nil
 		}
 	}
-	return flags, nil
+	return nil, nil
+}
+
+// macvlanFlags reads a macvlan's flags.
+func macvlanFlags(in *space, l netlink.Link) (uint16, error) {
+	value, err := macvlanData(in, l, nl.IFLA_MACVLAN_FLAGS)
+	if err != nil || len(value) != 2 {
+		return 0, err
+	}
+	return binary.NativeEndian.Uint16(value), nil
 }
 
 // nested finds an attribute by the way to it; nil if it is not there.
@@ -203,7 +211,7 @@ func nested(data []byte, path ...uint16) []byte {
 	return data
 }
 
-// setFlags sets a new macvlan's flags and sources.
+// setFlags sets a new macvlan's flags, sources and queue.
 func (h *Host) setFlags(own *space, l netlink.Link, spec *LinkSpec) error {
 	var flags uint16
 	if spec.NoPromisc {
@@ -222,7 +230,7 @@ func (h *Host) setFlags(own *space, l netlink.Link, spec *LinkSpec) error {
 			return fmt.Errorf("macaddr %s: %w", mac, err)
 		}
 	}
-	return nil
+	return spec.Queue.set(own, l)
 }
 
 // checkKernel refuses what the kernel's drivers cannot do.

@@ -99,6 +99,7 @@ type LinkSpec struct {
 	Mode      maps.Mode
 	Flag      maps.Class       // of an ipvlan: ClassBridge (also 0), ClassPrivate or ClassVEPA
 	Source    SourceSpec       // of a macvlan in source mode
+	Queue     Queue            // of a macvlan
 	NoPromisc bool             // of a macvlan in passthru mode: leave the parent's promiscuity alone
 	MAC       net.HardwareAddr // nil: a random one
 	Addrs     []netip.Prefix   // set on the device and given to it in the maps

@@ -15,6 +15,7 @@ type ModeChange struct {
 	Mode   maps.Mode   // 0: stays
 	Flag   maps.Class  // of an ipvlan; 0: stays
 	Source *SourceEdit // nil: stays
+	Queue  Queue       // of a macvlan
 }
 
 // SourceEdit changes the list of a macvlan in source mode.
@@ -44,8 +45,8 @@ func (c *ModeChange) check(kind maps.Kind, mode maps.Mode) error {
 	if mode.IsIpvlan() != (kind == maps.Ipvlan) || c.Flag != 0 && kind != maps.Ipvlan {
 		return fmt.Errorf("type: %w: this is %s", ErrInvalid, kind)
 	}
-	if c.Source == nil {
-		return nil
+	if err := c.Queue.checkKind(kind); err != nil || c.Source == nil {
+		return err
 	}
 	if mode != maps.Source {
 		return fmt.Errorf("macaddr: %w: only mode source has a list, this is mode %s", ErrInvalid, mode)
@@ -145,8 +146,8 @@ func (h *Host) setKernelMode(k kernelLink, c ModeChange) error {
 			return fmt.Errorf("change flag of %s: %w", l.Name, err)
 		}
 	}
-	if c.Source == nil {
-		return nil
+	if err := c.Queue.set(s, k.link); err != nil || c.Source == nil {
+		return err
 	}
 	var errs []error
 	if c.Source.Flush {

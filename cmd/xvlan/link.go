@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,7 +27,7 @@ func (a *app) linkCmd() *cobra.Command {
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
              [netns NAME|PID|PATH] [up] type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
-             [macaddr {add MAC | set [MAC...]}]
+             [macaddr {add MAC | set [MAC...]}] [bcqueuelen FRAMES] [bclim DEVICES]
   IPVLAN  := [mode {l3|l2|l3s}] [bridge|private|vepa]`,
 		Short:   "Make a sub-interface",
 		Aliases: []string{"a"},
@@ -61,7 +62,8 @@ func (a *app) linkCmd() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: `set [dev] NAME [link PARENT] netns NAME|PID|PATH
-  xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}] |
+  xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}]
+      [bcqueuelen FRAMES] [bclim DEVICES] |
              ipvlan [mode MODE] [bridge|private|vepa]}`,
 			Short: "Move a sub-interface, or change its mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
@@ -242,6 +244,15 @@ func (w *words) number(keyword string) int {
 	n, err := strconv.Atoi(v)
 	if err != nil || n <= 0 {
 		w.fail(usagef("%s %q: no positive number", keyword, v))
+	}
+	return n
+}
+
+func (w *words) integer(keyword string, least, most int64) int64 {
+	v := strings.TrimSpace(w.value(keyword)) // see guardNegative
+	n, err := strconv.ParseInt(v, 0, 64)
+	if err != nil || n < least || n > most {
+		w.fail(usagef("%s %q: no number from %d to %d", keyword, v, least, most))
 	}
 	return n
 }

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -45,12 +47,24 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
 }
 
+// guardNegative lets a negative number, which ip takes as any other, pass for no
+// flag: a blank stands before it.
+func guardNegative(args []string) []string {
+	args = slices.Clone(args)
+	for i, arg := range args {
+		if _, err := strconv.Atoi(arg); err == nil && arg[0] == '-' && i > 0 && args[i-1] == "bclim" {
+			args[i] = " " + arg
+		}
+	}
+	return args
+}
+
 // run is the whole command, callable from tests; its thread must be locked
 // when -n is among the arguments.
 func run(args []string, stdout, stderr io.Writer) int {
 	a := &app{out: stdout, err: stderr}
 	root := a.root()
-	root.SetArgs(args)
+	root.SetArgs(guardNegative(args))
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.Execute()

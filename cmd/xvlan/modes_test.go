@@ -25,7 +25,8 @@ var modeWords = map[string][]struct{ line, data string }{
 		{"link set c1 type macvlan macaddr set 02:00:00:00:00:02", `{"macaddr_count":1,"macaddr_data":["02:00:00:00:00:02"],"mode":"source"}`},
 		{"link set c1 type macvlan macaddr flush", `{"mode":"source"}`},
 		{"link set c1 type macvlan mode vepa", `{"mode":"vepa"}`},
-		{"link set c1 netns IN type macvlan mode bridge", `{"mode":"bridge"}`},
+		{"link set c1 type macvlan bcqueuelen 5 bclim 2", `{"mode":"vepa"}`},
+		{"link set c1 netns IN type macvlan mode bridge bclim -1", `{"mode":"bridge"}`},
 	},
 	"passthru": {
 		{"link add link eth0 c1 type macvlan mode passthru", `{"mode":"passthru"}`},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"net"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ type typeWords struct {
 	flag      maps.Class // of an ipvlan; 0: not said
 	noPromisc bool
 	noDst     bool
+	queue     loader.Queue
 	source    *loader.SourceEdit // nil: not said
 }
 
@@ -61,8 +63,12 @@ func (w *words) parseType(kind string) (typeWords, error) {
 			w.flag(w.value(word), &t)
 		case t.kind == maps.Macvlan && (word == "nopromisc" || word == "nodst"):
 			w.flag(word, &t)
-		case t.kind == maps.Macvlan && (word == "bcqueuelen" || word == "bclim"):
-			return t, usagef("%s: not built yet; leave it out", word)
+		case t.kind == maps.Macvlan && word == "bcqueuelen":
+			n := uint32(w.integer(word, 0, math.MaxUint32))
+			t.queue.Len = &n
+		case t.kind == maps.Macvlan && word == "bclim":
+			n := int32(w.integer(word, math.MinInt32, math.MaxInt32))
+			t.queue.Limit = &n
 		default:
 			return t, usagef("%s: not known behind type %s; see `xvlan link add --help`", word, kind)
 		}
@@ -118,7 +124,7 @@ func (w *words) macaddr(t *typeWords) {
 // forAdd makes what was said part of a new sub-interface's description; what
 // was not is as with ip.
 func (t *typeWords) forAdd(spec *loader.LinkSpec) error {
-	spec.Kind, spec.Mode, spec.Flag, spec.NoPromisc = t.kind, t.mode, t.flag, t.noPromisc
+	spec.Kind, spec.Mode, spec.Flag, spec.NoPromisc, spec.Queue = t.kind, t.mode, t.flag, t.noPromisc, t.queue
 	if spec.Mode == 0 {
 		spec.Mode = ipModes[t.kind][0].mode
 	}
@@ -143,5 +149,5 @@ func (t *typeWords) forSet() (loader.ModeChange, error) {
 	if t.noPromisc || t.noDst {
 		return loader.ModeChange{}, usagef("flag: it is given when the device is made; delete it and make it anew")
 	}
-	return loader.ModeChange{Mode: t.mode, Flag: t.flag, Source: t.source}, nil
+	return loader.ModeChange{Mode: t.mode, Flag: t.flag, Source: t.source, Queue: t.queue}, nil
 }
