@@ -702,29 +702,15 @@ int xvlan_xdp(struct xdp_md *ctx)
 #define CLASS_MEMBERS (CLASS_BRIDGE | CLASS_VEPA | CLASS_PRIVATE)
 
 /* Whether a frame with the parent's MAC for its source may be an IP-keyed
- * sub-interface's that has no address to be known by yet: it asks for one, or
- * whether somebody has it. */
+ * sub-interface's that has not been learned to have the address it comes from:
+ * the host's are known. */
 static __always_inline bool unnamed(struct frame *f, const struct parent *m)
 {
 	if (!m->ip_keyed)
 		return false;
-	if (f->proto_be == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
-
-		return ip && !ip->saddr;
-	}
-	if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
-
-		return ip && !(ip->saddr.in6_u.u6_addr32[0] | ip->saddr.in6_u.u6_addr32[1] |
-			       ip->saddr.in6_u.u6_addr32[2] | ip->saddr.in6_u.u6_addr32[3]);
-	}
-	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
-		struct arp *arp = at(f, f->l3, sizeof(*arp));
-
-		return arp && !(arp->spa[0] | arp->spa[1] | arp->spa[2] | arp->spa[3]);
-	}
-	return false;
+	return (f->proto_be == bpf_htons(ETH_P_IP) || f->proto_be == bpf_htons(ETH_P_IPV6) ||
+		f->proto_be == bpf_htons(ETH_P_ARP)) &&
+	       !dest_by_ip(f, SENDER);
 }
 
 /* Which classes get a group-addressed frame from the wire. Of what was sent

@@ -32,7 +32,7 @@ func TestHostUnreached(t *testing.T) {
 			t.Run(e.name, func(t *testing.T) {
 				capture := e.ns.Capture(t, e.dev)
 				macs := []net.HardwareAddr{{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
-				if r.name != onIpvlan.name { // whose driver hands the host what is sent to their common MAC
+				if e.kind != maps.Ipvlan { // which share their MAC with the host: what is for none of them is the host's
 					macs = append(macs, s.host.mac(t))
 				}
 				if leg := s.link(t, e).Leg; leg != "" {

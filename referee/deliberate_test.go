@@ -61,6 +61,13 @@ var deliberate = []difference{
 		reason: "a claim by being heard must end when another is heard; give the address to keep it",
 	},
 	{
+		pairs: ipvlans, rungs: bpfRungs, scenarios: "wire (ARP question for A|udp to a joined IPv4 group|udp to ff02::1) from (host|A|B|down)'s MAC",
+		lines:  "-[AB] (BROADCAST|MULTICAST)",
+		where:  "ipvlan",
+		what:   "a group-addressed frame that comes in with the shared MAC and an address that nobody is known by is not spread; the kernel takes it for another's",
+		reason: "it is an ipvlan's that a switch has returned before its address was learned, and siblings have had their copies",
+	},
+	{
 		pairs: ipvlans, rungs: bpfRungs, scenarios: "wire udp4 to .'s IP at an unknown MAC", lines: "[-+](A|B|host) OTHERHOST",
 		where:  "ipvlan",
 		what:   "a frame for neither the parent's nor a sub-interface's MAC goes to the host as OTHERHOST, whatever its IP address; the kernel gives it to the address's owner, as OTHERHOST",
