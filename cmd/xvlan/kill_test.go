@@ -200,7 +200,8 @@ const kill = "signal=SIGKILL"
 // network devices is a module, the types of what others have loaded into the
 // kernel are gone through, by calls whose number is theirs.
 func eventually(c call, try func(call) bool) bool {
-	const tries, step = 6, 4
+	const tries = 6
+	step := max(4, c.nth/50)
 	for range tries {
 		if try(c) {
 			return true
