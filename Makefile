@@ -86,6 +86,23 @@ bench: ## measure against the kernel's macvlan, interleaved, and print the ratio
 	$(call need,$(NEED_GO) $(NEED_TEST))
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" go run ./bench
 
+.PHONY: count-tools
+count-tools:
+	$(call need,$(NEED_GO) $(NEED_VM))
+	CGO_ENABLED=0 go build -o bin/vm ./lab/vm
+	CGO_ENABLED=0 go build -o bin/bench ./bench
+
+COUNT := PATH=$$PATH:/usr/sbin:/sbin bin/vm -kernel 6.12 -icount -timeout 30m -- bin/bench -count
+
+.PHONY: bench-count
+bench-count: count-tools ## count the instructions a frame takes, in a virtual machine, into bench/baseline.json
+	$(COUNT) -json - > bin/count.json
+	mv bin/count.json bench/baseline.json
+
+.PHONY: check-count
+check-count: count-tools ## fail where a frame takes over 2 % more instructions than bench/baseline.json says
+	$(COUNT) -short -baseline bench/baseline.json
+
 .PHONY: generate
 generate: ## compile the BPF programs and make their Go names
 	$(call need,$(NEED_GO) $(NEED_GENERATE))

@@ -57,10 +57,18 @@ func main() {
 	flag.IntVar(&b.rounds, "rounds", 9, "how many `times` everything is measured; the median counts")
 	flag.DurationVar(&b.time, "time", 250*time.Millisecond, "how long each contender is measured in each round")
 	only := flag.String("only", caseNames(), "the `cases` to run, with commas between")
-	path := flag.String("json", "", "also write the results to this `file`")
+	path := flag.String("json", "", "also write the results to this `file`; - is standard output")
+	counting := flag.Bool("count", false, "count instructions, by pktgen, in a machine whose clock counts them (lab/vm -icount)")
+	short := flag.Bool("short", false, "count xvlan alone, with one destination")
+	baseline := flag.String("baseline", "", "fail where a count is over that in this `file` by more than 2 %")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	err := b.main(ctx, strings.Split(*only, ","), *path)
+	var err error
+	if *counting {
+		err = b.count(ctx, *short, *path, *baseline)
+	} else {
+		err = b.main(ctx, strings.Split(*only, ","), *path)
+	}
 	stop()
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted")
@@ -80,17 +88,11 @@ func (b *bench) main(ctx context.Context, only []string, path string) (err error
 			return fmt.Errorf("no case %q; there are %s", name, caseNames())
 		}
 	}
-	if unix.Geteuid() != 0 {
-		return errors.New("run as root: it makes network namespaces and loads BPF programs")
-	}
-	if b.cpus, err = findCPUs(); err != nil {
+	kernel, err := b.prepare()
+	if err != nil {
 		return err
 	}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return fmt.Errorf("read kernel version: %w", err)
-	}
-	res := results{Kernel: unix.ByteSliceToString(uts.Release[:]), Rounds: b.rounds}
+	res := results{Kernel: kernel, Rounds: b.rounds}
 	for _, c := range cases {
 		if !slices.Contains(only, c.name) {
 			continue
@@ -113,5 +115,31 @@ func (b *bench) main(ctx context.Context, only []string, path string) (err error
 	if path == "" {
 		return nil
 	}
-	return res.write(path)
+	return writeJSON(path, res)
+}
+
+// prepare finds out what it runs on and returns the kernel's version.
+func (b *bench) prepare() (kernel string, err error) {
+	if unix.Geteuid() != 0 {
+		return "", errors.New("run as root: it makes network namespaces and loads BPF programs")
+	}
+	if b.cpus, err = findCPUs(); err != nil {
+		return "", err
+	}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return "", fmt.Errorf("read kernel version: %w", err)
+	}
+	return unix.ByteSliceToString(uts.Release[:]), nil
+}
+
+func (b *bench) count(ctx context.Context, short bool, path, baseline string) error {
+	if flag.NArg() > 0 {
+		return errors.New("no arguments; -h lists the flags")
+	}
+	kernel, err := b.prepare()
+	if err != nil {
+		return err
+	}
+	return countMain(ctx, kernel, short, path, baseline)
 }

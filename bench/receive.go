@@ -207,7 +207,7 @@ func (b *bench) nobody(ctx context.Context) (rows []*row, err error) {
 	defer func() { err = errors.Join(err, w.close()) }()
 	var p pipes
 	defer func() { err = errors.Join(err, p.close()) }()
-	frame := smallFrame(net.HardwareAddr{2, 0x57, 0, 0, 1, 0})
+	frame := smallFrame(nobodyMAC())
 	if err := p.generate(b, nil, nil, frame, 1); err != nil {
 		return nil, err
 	}

@@ -116,12 +116,19 @@ type results struct {
 	Rows   []*row `json:"rows"`
 }
 
-func (r *results) write(path string) error {
-	out, err := json.MarshalIndent(r, "", "\t")
+// writeJSON writes to a file, or to standard output for "-".
+func writeJSON(path string, v any) error {
+	out, err := json.MarshalIndent(v, "", "\t")
 	if err != nil {
 		return fmt.Errorf("encode results: %w", err)
 	}
-	if err := os.WriteFile(path, append(out, '\n'), 0o644); err != nil {
+	out = append(out, '\n')
+	if path == "-" {
+		_, err = os.Stdout.Write(out)
+	} else {
+		err = os.WriteFile(path, out, 0o644)
+	}
+	if err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
 	return nil

@@ -24,18 +24,33 @@ const (
 type kind string
 
 const (
-	macvlan kind = "macvlan" // the kernel's, bridge mode
-	xvlan   kind = "xvlan"
-	// A parent without any, to measure what both have in common.
+	macvlan  kind = "macvlan" // the kernel's, bridge mode
+	ipvlan   kind = "ipvlan"  // the kernel's, mode l2
+	ipvlanL3 kind = "ipvlanl3"
+	bridge   kind = "bridge" // the kernel's, with veth pairs
+	xvlan    kind = "xvlan"  // as macvlan
+	xvlanIP  kind = "xvlanip"
+	xvlanL3  kind = "xvlanl3"
+	// A parent without any, to measure what all have in common.
 	bareXDP kind = "barexdp"
 	bareTC  kind = "baretc"
 )
 
+// shared tells the kinds whose sub-interfaces have the parent's MAC.
+func (k kind) shared() bool { return k.ipvlan() || k == xvlanIP || k == xvlanL3 }
+
+func (k kind) ipvlan() bool { return k == ipvlan || k == ipvlanL3 }
+
+// routed tells the kinds whose sub-interfaces are routed for by the parent's
+// namespace.
+func (k kind) routed() bool { return k == ipvlanL3 || k == xvlanL3 }
+
 // A plan is what every side of a world has alike.
 type plan struct {
-	subs int
-	xdp  bool // the parent of xvlan on the rung xdp, dropping what is for nobody
-	gro  bool // frames come in through NAPI and GRO, as from a NIC
+	subs  int
+	addrs int  // how many more addresses c1 has
+	xdp   bool // the parent of xvlan on the rung xdp, dropping what is for nobody
+	gro   bool // frames come in through NAPI and GRO, as from a NIC
 }
 
 // A side is a parent on a cable, with sub-interfaces: c1 in a box of its own,
@@ -53,12 +68,19 @@ type world struct {
 	sides []*side
 }
 
-func wireMAC() net.HardwareAddr     { return net.HardwareAddr{2, 0x57, 0, 0, 0, 0xfe} }
-func parentMAC() net.HardwareAddr   { return net.HardwareAddr{2, 0x57, 0, 0, 0, 0xfd} }
-func subMAC(i int) net.HardwareAddr { return net.HardwareAddr{2, 0x57, 0, 0, 0, byte(i)} }
+func wireMAC() net.HardwareAddr     { return net.HardwareAddr{2, 0x57, 0xff, 0, 0, 0xfe} }
+func parentMAC() net.HardwareAddr   { return net.HardwareAddr{2, 0x57, 0xff, 0, 0, 0xfd} }
+func nobodyMAC() net.HardwareAddr   { return net.HardwareAddr{2, 0x57, 0xee, 0, 0, 0} }
+func subMAC(i int) net.HardwareAddr { return net.HardwareAddr{2, 0x57, 0, 0, byte(i >> 8), byte(i)} }
 
-func wireAddr() netip.Addr     { return netip.AddrFrom4([4]byte{10, 57, 0, 254}) }
-func subAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 57, 0, byte(i)}) }
+func wireAddr() netip.Addr     { return netip.AddrFrom4([4]byte{10, 57, 255, 254}) }
+func parentAddr() netip.Addr   { return netip.AddrFrom4([4]byte{10, 57, 255, 253}) }
+func subAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 57, byte(i >> 8), byte(i)}) }
+
+// moreAddr are the further addresses of c1, counted from 0.
+func moreAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 64, byte(i >> 8), byte(i)}) }
+
+const addrBits = 16 // of the network that wireAddr and subAddr are in
 
 func subName(i int) string { return fmt.Sprintf("c%d", i) }
 
@@ -107,10 +129,11 @@ func (s *side) build(p plan, prefix string) (err error) {
 		}
 		s.boxes = append(s.boxes, box)
 	}
-	if s.kind == macvlan {
-		err = s.addMacvlans(p)
-	} else {
+	switch s.kind {
+	case xvlan, xvlanIP, xvlanL3:
 		err = s.host.do(func() error { return s.addXvlans(p) })
+	default:
+		err = s.addKernels(p)
 	}
 	if err != nil {
 		return err
@@ -137,7 +160,7 @@ func (s *side) cable(p plan) error {
 	if err := s.setUp(s.wire, wireDev); err != nil {
 		return err
 	}
-	if err := s.address(s.wire, wireDev, wireAddr()); err != nil {
+	if err := s.address(s.wire, wireDev, wireAddr(), addrBits); err != nil {
 		return err
 	}
 	return s.setUp(s.host, parentDev)
@@ -164,38 +187,67 @@ func (s *side) setUp(in *space, dev string) error {
 	return nil
 }
 
-func (s *side) address(in *space, dev string, a netip.Addr) error {
+func (s *side) address(in *space, dev string, a netip.Addr, bits int) error {
 	l, err := in.link(dev)
 	if err != nil {
 		return err
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(24, 32)}}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, 32)}}
 	if err := in.nl.AddrAdd(l, addr); err != nil {
 		return fmt.Errorf("add address %s to %s: %w", a, dev, err)
 	}
 	return nil
 }
 
-func (s *side) addMacvlans(p plan) error {
+// addKernels adds what kernel drivers make.
+func (s *side) addKernels(p plan) error {
 	parent, err := s.host.link(parentDev)
 	if err != nil {
 		return err
 	}
-	for i := 1; i <= p.subs; i++ {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name, attrs.ParentIndex, attrs.HardwareAddr = subName(i), parent.Attrs().Index, subMAC(i)
-		attrs.Namespace = netlink.NsFd(s.box(i).ns)
-		if err := s.host.nl.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}); err != nil {
-			return fmt.Errorf("add macvlan: %w", err)
+	if s.kind == bridge {
+		if parent, err = s.addBridge(parent); err != nil {
+			return err
 		}
-		if err := s.address(s.box(i), subName(i), subAddr(i)); err != nil {
+	}
+	for i := 1; i <= p.subs; i++ {
+		if err := s.addKernel(parent, i); err != nil {
+			return fmt.Errorf("add %s %d: %w", s.kind, i, err)
+		}
+		if err := s.address(s.box(i), subName(i), subAddr(i), addrBits); err != nil {
 			return err
 		}
 		if err := s.setUp(s.box(i), subName(i)); err != nil {
 			return err
 		}
 	}
+	for i := range p.addrs {
+		if err := s.address(s.box(1), subName(1), moreAddr(i), 32); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// addKernel adds one sub-interface; of a bridge, its other end is a port.
+func (s *side) addKernel(parent netlink.Link, i int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Namespace = subName(i), netlink.NsFd(s.box(i).ns)
+	switch s.kind {
+	case macvlan:
+		attrs.ParentIndex, attrs.HardwareAddr = parent.Attrs().Index, subMAC(i)
+		return s.host.nl.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	case ipvlan, ipvlanL3:
+		attrs.ParentIndex = parent.Attrs().Index
+		mode := netlink.IPVLAN_MODE_L2
+		if s.kind == ipvlanL3 {
+			mode = netlink.IPVLAN_MODE_L3
+		}
+		return s.host.nl.LinkAdd(&netlink.IPVlan{LinkAttrs: attrs, Mode: mode})
+	case bridge:
+		return s.addPort(parent, i)
+	}
+	return errors.New("no such kind")
 }
 
 // addXvlans runs in the host's namespace.
@@ -203,41 +255,64 @@ func (s *side) addXvlans(p plan) (err error) {
 	if s.loader, err = loader.Open(slog.New(slog.DiscardHandler)); err != nil {
 		return err
 	}
-	want := loader.TC
-	if p.xdp {
-		want = loader.XDP
+	spec := loader.AttachSpec{
+		Datapath: loader.TC, Unknown: loader.UnknownPass,
+		Capacity: max(loader.DefaultCapacity, uint32(p.addrs/16)), // there is room for 16 addresses each
 	}
-	unknown := loader.UnknownPass
 	if p.xdp {
-		unknown = loader.UnknownDrop
+		spec.Datapath, spec.Unknown = loader.XDP, loader.UnknownDrop
 	}
-	if err := s.loader.Attach(parentDev, loader.AttachSpec{Datapath: want, Unknown: unknown}); err != nil {
+	if err := s.loader.Attach(parentDev, spec); err != nil {
 		return err
 	}
 	for i := 1; i <= p.subs; i++ {
-		err := s.loader.Add(loader.LinkSpec{
+		sub := loader.LinkSpec{
 			Parent: parentDev,
 			Name:   subName(i),
-			Kind:   maps.Macvlan,
-			Mode:   maps.Bridge,
-			MAC:    subMAC(i),
-			Addrs:  []netip.Prefix{netip.PrefixFrom(subAddr(i), 24)},
+			Kind:   maps.Ipvlan,
+			Mode:   maps.L2,
+			Addrs:  []netip.Prefix{netip.PrefixFrom(subAddr(i), addrBits)},
 			Netns:  s.box(i).name,
 			Up:     true,
-		})
-		if err != nil {
+		}
+		switch s.kind {
+		case xvlan:
+			sub.Kind, sub.Mode, sub.MAC = maps.Macvlan, maps.Bridge, subMAC(i)
+		case xvlanL3:
+			sub.Mode = maps.L3
+		}
+		for j := range p.addrs {
+			if i == 1 {
+				sub.Addrs = append(sub.Addrs, netip.PrefixFrom(moreAddr(j), 32))
+			}
+		}
+		if err := s.loader.Add(sub); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// macOf is the MAC that sub-interface i is reached by.
+func (s *side) macOf(i int) net.HardwareAddr {
+	if s.kind.shared() {
+		return parentMAC()
+	}
+	return subMAC(i)
+}
+
 // introduce enters the neighbours that are measured, so that no ARP is seen.
 func (s *side) introduce(p plan) error {
-	errs := []error{s.neighbour(s.wire, wireDev, subAddr(1), subMAC(1)), s.neighbour(s.box(1), subName(1), wireAddr(), wireMAC())}
+	errs := []error{s.neighbour(s.wire, wireDev, subAddr(1), s.macOf(1))}
+	if s.kind.routed() {
+		errs = append(errs, s.address(s.host, parentDev, parentAddr(), addrBits),
+			s.neighbour(s.host, parentDev, wireAddr(), wireMAC()))
+		return errors.Join(errs...)
+	}
+	errs = append(errs, s.neighbour(s.box(1), subName(1), wireAddr(), wireMAC()))
 	if p.subs > 1 {
-		errs = append(errs, s.neighbour(s.box(1), subName(1), subAddr(2), subMAC(2)),
-			s.neighbour(s.box(2), subName(2), subAddr(1), subMAC(1)))
+		errs = append(errs, s.neighbour(s.box(1), subName(1), subAddr(2), s.macOf(2)),
+			s.neighbour(s.box(2), subName(2), subAddr(1), s.macOf(1)))
 	}
 	return errors.Join(errs...)
 }
