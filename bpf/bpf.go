@@ -76,6 +76,9 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	// Only there to keep an enum's names in BTF.
 	delete(spec.Variables, XvlanVarEmitVerdict)
 	delete(spec.Maps, ".bss")
+	if err := dropMissing(spec); err != nil {
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
 	slots := slotBits(capacity)
 	ids := uint32(1) << bits.Len32(capacity) // a power of two, so that a mask bounds them
 	for name, value := range map[string]uint32{

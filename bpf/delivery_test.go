@@ -269,7 +269,6 @@ func sendGSO(tb testing.TB, ns *lab.Netns, dev string, frame []byte, gso uint32,
 
 // What xvlan_tx sees of its leg: whether the inner one has left.
 func TestPlace(t *testing.T) {
-	lab.NeedKernel(t, 6, 2, "seeing a veth's peer from a program")
 	const here, away = bpf.XvlanSubPlacePLACE_LOCAL, bpf.XvlanSubPlacePLACE_AWAY
 	w := usualWorld(t)
 	unicast, group := udp(routerMAC, routerMAC, routerIP4, ip4Of(99), 18), udp(broadcastMAC, routerMAC, routerIP4, ip4Of(99), 18)

@@ -61,8 +61,7 @@ struct xdp_buff {
  * later kernels align it wider, and then the struct's size to it as well. */
 #define NETDEV_ALIGN 32
 
-/* Weak: Linux 6.2 or later. */
-extern void *bpf_cast_to_kern_ctx(void *ctx) __ksym __weak;
+/* Weak: Linux 6.2 or later. bpf.Load drops it before. */
 extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym __weak;
 
 #define IFF_UP 1 /* linux/if.h */

@@ -458,21 +458,19 @@ static __always_inline int drop(__u32 id, enum verdict v, struct size size)
 
 /* Notes whether the inner leg has left the parent's netns, which `ip link set
  * netns` tells nobody. A peer redirect to a leg that has not loses the frame,
- * so without this knowledge (before Linux 6.2, or before the leg has sent
- * anything) delivery goes by the host leg, which always works. */
+ * so without this knowledge, before the leg has sent anything, delivery goes by
+ * the host leg, which always works. */
 static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 {
-	struct net_device *leg, *peer;
-	struct net *net = NULL;
+	struct net_device *leg = skb_device(skb);
+	struct net_device *peer = peer_of(leg);
+	struct net *here = NULL, *there = NULL;
 	__u32 place;
 
-	if (!bpf_cast_to_kern_ctx)
+	if (!peer || bpf_core_read(&here, sizeof(here), &leg->nd_net.net) ||
+	    bpf_core_read(&there, sizeof(there), &peer->nd_net.net))
 		return;
-	leg = ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->dev;
-	peer = peer_of(leg);
-	if (!peer || bpf_core_read(&net, sizeof(net), &peer->nd_net.net))
-		return;
-	place = net == leg->nd_net.net ? PLACE_LOCAL : PLACE_AWAY;
+	place = here == there ? PLACE_LOCAL : PLACE_AWAY;
 	if (sub->place != place)
 		sub->place = place;
 }
