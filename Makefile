@@ -61,6 +61,17 @@ VM_PACKAGES := lab bpf loader cmd/xvlan
 VM_RUNS     := 6.12 6.1 referee
 VM_TIME     := 40m
 
+# All of it takes three quarters of an hour. With VM_QUICK=yes, as CI has it, of
+# the packages whose tests take minutes those are run that hang on the kernel:
+# attaching, detaching and putting back, traffic of every kind and mode, what is
+# followed, and two modes of each driver before the referee.
+define VM_QUICK_TESTS
+loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive)$$
+xvlan ^Test(AddAll|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP)$$
+referee ^TestReferee$$/^(macvlan_bridge_with_bridge|macvlan_source_with_source|ipvlan_l2_bridge_with_l2_bridge|ipvlan_l3_bridge_with_l3_bridge)$$
+endef
+export QUICK = $(if $(VM_QUICK),$(VM_QUICK_TESTS))
+
 .PHONY: test-vm
 test-vm: ## run the tests on Linux 6.12 and 6.1, and the referee on 6.12, in virtual machines
 	$(call need,$(NEED_GO) $(NEED_TEST) $(NEED_VM))
