@@ -462,11 +462,12 @@ static __always_inline int drop(__u32 id, enum verdict v, struct size size)
  * the host leg, which always works. */
 static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 {
-	struct net_device *leg = skb_device(skb);
-	struct net_device *peer = peer_of(leg);
+	struct net_device *leg = skb_device(skb), *peer = (void *)sub->device;
 	struct net *here = NULL, *there = NULL;
 	__u32 place;
 
+	if (!peer)
+		peer = peer_of(leg);
 	if (!peer || bpf_core_read(&here, sizeof(here), &leg->nd_net.net) ||
 	    bpf_core_read(&there, sizeof(there), &peer->nd_net.net))
 		return;
