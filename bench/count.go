@@ -50,12 +50,12 @@ type count struct {
 	Way          string  `json:"way"`
 	Contender    string  `json:"contender"`
 	Destinations int     `json:"destinations"`
-	Instructions float64 `json:"instructions"` // a frame, without making it and bringing it to the parent
+	Instructions float64 `json:"instructions"` // a frame, without making it
 }
 
 const (
-	warmUp = 300
-	train0 = 3000 // frames a measurement
+	warmUp   = 300
+	measured = 3000 // frames of a train that counts
 )
 
 // counts measures contenders with so many destinations: sub-interfaces of
@@ -203,7 +203,7 @@ func (s *side) train(in *space, dev string, t train, k *sink, each int) (float64
 			return 0, err
 		}
 	}
-	ns, err := in.generate(dev, t, train0)
+	ns, err := in.generate(dev, t, measured)
 	if err != nil {
 		return 0, err
 	}
@@ -212,8 +212,8 @@ func (s *side) train(in *space, dev string, t train, k *sink, each int) (float64
 			return 0, err
 		}
 	}
-	if got := int(after - before); got != each*train0 {
-		return 0, fmt.Errorf("of %d frames %d arrived, not %d", train0, got, each*train0)
+	if got := int(after - before); got != each*measured {
+		return 0, fmt.Errorf("of %d frames %d arrived, not %d", measured, got, each*measured)
 	}
 	return ns, nil
 }

@@ -91,20 +91,12 @@ func printCounts(to io.Writer, kernel string, all []count) error {
 		if err := w.Flush(); err != nil {
 			return fmt.Errorf("write table: %w", err)
 		}
-		if _, err := fmt.Fprintf(to, "\n%s", tight(buf.String())); err != nil {
+		// tabwriter pads the empty cell that begins each line.
+		if _, err := fmt.Fprint(to, strings.ReplaceAll("\n"+buf.String(), "\n |", "\n|")); err != nil {
 			return fmt.Errorf("write table: %w", err)
 		}
 	}
 	return nil
-}
-
-// tight closes the gaps that tabwriter leaves in lines of dashes.
-func tight(table string) string {
-	lines := strings.SplitAfter(table, "\n")
-	for i, line := range lines {
-		lines[i] = strings.TrimPrefix(line, " ")
-	}
-	return strings.Join(lines, "")
 }
 
 // compareCounts fails where something takes more than the baseline says, and

@@ -89,7 +89,8 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	for name, n := range map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots} {
+	sections := map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots}
+	for name, n := range sections {
 		if err := lengthen(spec.Maps[section+name], n); err != nil {
 			return nil, fmt.Errorf("size %s: %w", name, err)
 		}
@@ -113,7 +114,7 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
-	for _, name := range []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots} {
+	for name := range sections {
 		coll.Maps[name] = coll.Maps[section+name]
 		delete(coll.Maps, section+name)
 	}
