@@ -118,15 +118,15 @@ static __always_inline void yield_to_wire(struct frame *f)
 
 /* Learns the sender's address and puts the parent's MAC in the inner one's
  * place. False: the header cannot be followed. */
-static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u32 id,
-				    const struct parent *m)
+static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u32 id)
 {
 	struct arp *arp = at(f, f->l3, sizeof(*arp));
 
 	if (!arp || !is_arp_ip4(arp))
 		return false;
 	learn4(sub, id, arp->spa);
-	return !bpf_skb_store_bytes(f->skb, f->l3 + offsetof(struct arp, sha), m->mac, ETH_ALEN, 0);
+	return !bpf_skb_store_bytes(f->skb, f->l3 + offsetof(struct arp, sha), meta.mac, ETH_ALEN,
+				    0);
 }
 
 /* How many options of an ND message are looked through for a MAC; a message
@@ -134,8 +134,7 @@ static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u3
 #define ND_OPTIONS 16
 
 /* Puts the parent's MAC into the link-layer address options in [off, end). */
-static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end,
-					   const struct parent *m)
+static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end)
 {
 	__u32 csum = f->l3 + sizeof(struct ipv6hdr) + offsetof(struct nd, csum_be);
 	struct nd_opt old, new;
@@ -148,7 +147,7 @@ static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end
 		if (old.units == 1 &&
 		    (old.type == ND_OPT_SOURCE_LLADDR || old.type == ND_OPT_TARGET_LLADDR)) {
 			new = old;
-			__builtin_memcpy(new.lladdr, m->mac, ETH_ALEN);
+			__builtin_memcpy(new.lladdr, meta.mac, ETH_ALEN);
 			diff =
 			    bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
 			if (diff < 0 || bpf_skb_store_bytes(f->skb, off, &new, sizeof(new), 0) ||
@@ -161,8 +160,7 @@ static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end
 }
 
 /* The same as arp_out for ICMPv6; what is no neighbour discovery is as it is. */
-static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32 id,
-				   const struct parent *m)
+static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32 id)
 {
 	__u32 l4 = f->l3 + sizeof(struct ipv6hdr), end;
 	struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip) + 1);
@@ -175,9 +173,9 @@ static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32
 		end = f->skb->len;
 	type = *(__u8 *)(ip + 1);
 	if (type == ND_ROUTER_SOLICIT)
-		return nd_options_out(f, l4 + 8, end, m);
+		return nd_options_out(f, l4 + 8, end);
 	if (type == ND_ROUTER_ADVERT)
-		return nd_options_out(f, l4 + 16, end, m);
+		return nd_options_out(f, l4 + 16, end);
 	if (type != ND_NEIGHBOR_SOLICIT && type != ND_NEIGHBOR_ADVERT)
 		return true;
 	ip = at(f, f->l3, sizeof(*ip) + sizeof(struct nd));
@@ -186,7 +184,7 @@ static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32
 	learn6(sub, id,
 	       type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
 					  : ip->saddr.in6_u.u6_addr8);
-	return nd_options_out(f, l4 + sizeof(struct nd), end, m);
+	return nd_options_out(f, l4 + sizeof(struct nd), end);
 }
 
 #endif

@@ -79,25 +79,24 @@ static __always_inline bool no_route(struct frame *f, const struct sub *sub,
 
 /* Out of the parent by a route of its namespace, without a word of ARP from the
  * sender. The host itself is no route: it receives by the parent. */
-static __always_inline int tx_by_route(struct frame *f, const struct parent *m,
-				       const struct sub *from, __u32 me, const struct dest *d,
-				       struct bpf_fib_lookup *to, struct size size)
+static __always_inline int tx_by_route(struct frame *f, const struct sub *from, __u32 me,
+				       const struct dest *d, struct bpf_fib_lookup *to,
+				       struct size size)
 {
 	if (d && (d->flags & (DEST_RESERVED | DEST_GATEWAY)) == DEST_RESERVED) {
 		count(me, VERDICT_TX, size);
-		bpf_skb_store_bytes(f->skb, 0, m->mac, ETH_ALEN, 0);
-		return bpf_redirect(m->ifindex, BPF_F_INGRESS);
+		bpf_skb_store_bytes(f->skb, 0, meta.mac, ETH_ALEN, 0);
+		return bpf_redirect(meta.ifindex, BPF_F_INGRESS);
 	}
 	if (no_route(f, from, to))
 		return drop(me, VERDICT_DROP_ROUTE, size);
 	count(me, VERDICT_TX, size);
-	return bpf_redirect_neigh(m->ifindex, NULL, 0, 0);
+	return bpf_redirect_neigh(meta.ifindex, NULL, 0, 0);
 }
 
 /* All that is sent in these modes. Unlike in l2 no ARP tells that the inner leg
  * has moved, so its place is noted with every packet. */
-static __always_inline int tx_routed(struct frame *f, const struct parent *m, struct sub *from,
-				     __u32 me, struct size size)
+static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me, struct size size)
 {
 	struct bpf_fib_lookup to = {};
 	struct dest *d;
@@ -122,7 +121,7 @@ static __always_inline int tx_routed(struct frame *f, const struct parent *m, st
 		return deliver(f->skb, sub, id, size, FROM_SIBLING);
 	}
 	if (from->mode == MODE_L3)
-		return tx_by_route(f, m, from, me, d, &to, size);
+		return tx_by_route(f, from, me, d, &to, size);
 	/* l3s: the stack takes what is for the host, and routes what is not. */
 	count(me, VERDICT_TX, size);
 	bpf_skb_change_type(f->skb, PACKET_HOST);

@@ -295,8 +295,7 @@ static __always_inline struct sub *ip_keyed(const struct dest *d, __u32 *id)
 
 /* Whom a unicast frame is for; NULL is the host, the wire or nobody, and
  * *unknown tells a MAC that is neither a sub-interface's nor the parent's. */
-static __always_inline struct sub *lookup(struct frame *f, const struct parent *m, __u32 *id,
-					  bool *unknown)
+static __always_inline struct sub *lookup(struct frame *f, __u32 *id, bool *unknown)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
 	struct sub *sub;
@@ -304,8 +303,8 @@ static __always_inline struct sub *lookup(struct frame *f, const struct parent *
 	*unknown = false;
 	if (!eth)
 		return NULL;
-	if (mac_eq(eth->h_dest, m->mac))
-		return m->ip_keyed ? ip_keyed(dest_by_ip(f, DESTINATION), id) : NULL;
+	if (mac_eq(eth->h_dest, meta.mac))
+		return meta.ip_keyed ? ip_keyed(dest_by_ip(f, DESTINATION), id) : NULL;
 	sub = sub_by_mac(f->vlan, eth->h_dest, id);
 	*unknown = !sub;
 	return sub;
@@ -314,21 +313,21 @@ static __always_inline struct sub *lookup(struct frame *f, const struct parent *
 /* The sub-interface that sent what comes in by the parent: a switch has
  * returned it, or somebody uses its address. NULL for all others. A passthru
  * one has the parent's MAC. */
-static __always_inline struct sub *returned(struct frame *f, const struct parent *m, __u32 *id)
+static __always_inline struct sub *returned(struct frame *f, __u32 *id)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
 	struct sub *sub;
 
 	if (!eth)
 		return NULL;
-	if (!mac_eq(eth->h_source, m->mac))
+	if (!mac_eq(eth->h_source, meta.mac))
 		return sub_by_mac(f->vlan, eth->h_source, id);
-	if (m->passthru) {
-		*id = m->passthru;
+	if (meta.passthru) {
+		*id = meta.passthru;
 		sub = sub_by_id(*id);
 		return is_there(sub) ? sub : NULL;
 	}
-	return m->ip_keyed ? ip_keyed(dest_by_ip(f, SENDER), id) : NULL;
+	return meta.ip_keyed ? ip_keyed(dest_by_ip(f, SENDER), id) : NULL;
 }
 
 /* The head of an ND message that directly follows the IPv6 header, or NULL. */
@@ -617,14 +616,13 @@ __noinline int flood(struct __sk_buff *skb, __u32 classes, __u32 except, __u64 p
 {
 	struct flood f = {
 	    .skb = skb, .size = {packets, bytes}, .except = except, .classes = classes};
-	const struct parent *m = &meta;
 
 	if (bpf_skb_load_bytes(skb, 0, f.dst, ETH_ALEN) ||
 	    bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
 		return 0;
 	f.joined = f.dst[0] & 1 && !is_broadcast(f.dst);
-	f.own = mac_eq(f.dst, m->mac);
-	bpf_loop(m->capacity / 64 + 1, flood_word, &f, 0);
+	f.own = mac_eq(f.dst, meta.mac);
+	bpf_loop(meta.capacity / 64 + 1, flood_word, &f, 0);
 	return f.nodst;
 }
 
@@ -642,15 +640,14 @@ static __always_inline bool copy_to(struct frame *f, __u32 classes, __u32 except
 #include "neigh.h" /* learn4, learn6, yield_to_wire, arp_out, nd_out */
 
 /* The wire sees only the parent's MAC of an IP-keyed sub-interface. */
-static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub, __u32 id,
-					 const struct parent *m)
+static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub, __u32 id)
 {
-	if (bpf_skb_store_bytes(f->skb, ETH_ALEN, m->mac, ETH_ALEN, 0))
+	if (bpf_skb_store_bytes(f->skb, ETH_ALEN, meta.mac, ETH_ALEN, 0))
 		return false;
 	reload(f);
-	if (f->proto_be == bpf_htons(ETH_P_ARP) && !arp_out(f, sub, id, m))
+	if (f->proto_be == bpf_htons(ETH_P_ARP) && !arp_out(f, sub, id))
 		return false;
-	if (f->proto_be == bpf_htons(ETH_P_IPV6) && !nd_out(f, sub, id, m))
+	if (f->proto_be == bpf_htons(ETH_P_IPV6) && !nd_out(f, sub, id))
 		return false;
 	reload(f);
 	return true;
@@ -659,14 +656,14 @@ static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub,
 /* A container may raise its leg's MTU, and a redirect checks none. The cached
  * MTU spares the usual frame a helper; the helper sees the parent's real one,
  * and the segments of GSO packets. */
-static __always_inline bool over_mtu(struct frame *f, const struct parent *m)
+static __always_inline bool over_mtu(struct frame *f)
 {
-	__u32 max = f->l3 + m->mtu + (is_vlan(f->proto_be) ? 4 : 0);
+	__u32 max = f->l3 + meta.mtu + (is_vlan(f->proto_be) ? 4 : 0);
 	__u32 len = 0;
 
 	if (!f->skb->gso_size && f->skb->len <= max)
 		return false;
-	return bpf_check_mtu(f->skb, m->ifindex, &len, 0,
+	return bpf_check_mtu(f->skb, meta.ifindex, &len, 0,
 			     f->skb->gso_size ? BPF_MTU_CHK_SEGS : 0) != BPF_MTU_CHK_RET_SUCCESS;
 }
 
@@ -681,15 +678,14 @@ int xvlan_xdp(struct xdp_md *ctx)
 {
 	struct frame f = {.data = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
 	__u32 id = 0;
-	const struct parent *m = &meta;
 	struct ethhdr *eth;
 
-	if (!(m->policy & POLICY_UNKNOWN_DROP) || m->passthru || m->sources || !parse(&f))
+	if (!(meta.policy & POLICY_UNKNOWN_DROP) || meta.passthru || meta.sources || !parse(&f))
 		return XDP_PASS;
 	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.vlan))
 		return XDP_PASS;
 	eth = at(&f, 0, sizeof(*eth));
-	if (!eth || is_group(&f) || mac_eq(eth->h_dest, m->mac))
+	if (!eth || is_group(&f) || mac_eq(eth->h_dest, meta.mac))
 		return XDP_PASS;
 	if (sub_by_mac(f.vlan, eth->h_dest, &id))
 		return XDP_PASS; /* xvlan_rx delivers and counts it */
@@ -703,9 +699,9 @@ int xvlan_xdp(struct xdp_md *ctx)
 /* Whether a frame with the parent's MAC for its source may be an IP-keyed
  * sub-interface's that has not been learned to have the address it comes from:
  * the host's are known. */
-static __always_inline bool unnamed(struct frame *f, const struct parent *m)
+static __always_inline bool unnamed(struct frame *f)
 {
-	if (!m->ip_keyed)
+	if (!meta.ip_keyed)
 		return false;
 	return (f->proto_be == bpf_htons(ETH_P_IP) || f->proto_be == bpf_htons(ETH_P_IPV6) ||
 		f->proto_be == bpf_htons(ETH_P_ARP)) &&
@@ -715,17 +711,16 @@ static __always_inline bool unnamed(struct frame *f, const struct parent *m)
 /* Which classes get a group-addressed frame from the wire. Of what was sent
  * here and has come back, from a hairpin port, siblings that meet directly have
  * had their copies on the way out. *others tells what was not sent here. */
-static __always_inline __u32 receivers(struct frame *f, const struct parent *m,
-				       const struct sub *from, bool *others)
+static __always_inline __u32 receivers(struct frame *f, const struct sub *from, bool *others)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
 
 	*others = false;
 	if (from)
 		return from->class == CLASS_VEPA ? CLASS_VEPA | CLASS_BRIDGE : CLASS_VEPA;
-	if (!eth || !mac_eq(eth->h_source, m->mac))
+	if (!eth || !mac_eq(eth->h_source, meta.mac))
 		*others = true;
-	else if (unnamed(f, m))
+	else if (unnamed(f))
 		return CLASS_VEPA;
 	return CLASS_MEMBERS;
 }
@@ -745,17 +740,17 @@ static __always_inline int pass(struct size size)
 /* Broadcast and multicast from the wire: to all, and the host keeps its own. A
  * private sender's own frame that comes back is for nobody else, or if it is
  * IP-keyed for the host alone, whose MAC it has. */
-static __always_inline int rx_group(struct frame *f, const struct parent *m, struct size size)
+static __always_inline int rx_group(struct frame *f, struct size size)
 {
 	__u32 from_id = 0, id = 0, classes;
-	struct sub *from = returned(f, m, &from_id), *sub;
+	struct sub *from = returned(f, &from_id), *sub;
 	bool others;
 
 	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)) && !is_routed(from))
 		return from->kind == KIND_IPVLAN ? pass(size) : deliver_group(from, from_id, size);
 	if (is_pause(f))
 		return pass(size);
-	classes = receivers(f, m, from, &others);
+	classes = receivers(f, from, &others);
 	if (others)
 		yield_to_wire(f);
 	sub = asked(f, &id);
@@ -769,18 +764,16 @@ static __always_inline int rx_group(struct frame *f, const struct parent *m, str
  * vepa: a private one gets nothing from a sibling, as ip-link(8) promises (the
  * kernel's driver lets such unicast through), one in source mode nothing by
  * its own address. */
-static __always_inline bool accepts(struct frame *f, const struct parent *m, const struct sub *sub,
-				    __u32 me)
+static __always_inline bool accepts(struct frame *f, const struct sub *sub, __u32 me)
 {
 	__u32 id = 0;
 
-	return sub->class == CLASS_PRIVATE && (!returned(f, m, &id) || id == me);
+	return sub->class == CLASS_PRIVATE && (!returned(f, &id) || id == me);
 }
 
 static __noinline int rx_whole(struct __sk_buff *skb)
 {
 	__u32 id = 0;
-	const struct parent *m = &meta;
 	struct frame f;
 	struct size size;
 	struct sub *sub;
@@ -792,25 +785,25 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan))
 		return pass(size); /* it is the VLAN device's */
 	/* Before anything else is looked up, as the kernel's driver has it. */
-	if (m->sources && copy_to(&f, CLASS_SOURCE, 0, size))
+	if (meta.sources && copy_to(&f, CLASS_SOURCE, 0, size))
 		return TC_ACT_SHOT;
 	if (is_group(&f))
-		return rx_group(&f, m, size);
-	sub = lookup(&f, m, &id, &unknown);
-	if (sub && !(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) && !accepts(&f, m, sub, id)) {
+		return rx_group(&f, size);
+	sub = lookup(&f, &id, &unknown);
+	if (sub && !(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) && !accepts(&f, sub, id)) {
 		if (sub->class == CLASS_PRIVATE)
 			return drop(id, VERDICT_DROP_RETURNED, size);
 		sub = NULL;
 	}
-	if (!sub && m->passthru) {
-		id = m->passthru;
+	if (!sub && meta.passthru) {
+		id = meta.passthru;
 		sub = sub_by_id(id);
 		if (sub->state != SUB_ACTIVE)
 			sub = NULL;
 	}
 	if (sub)
 		return deliver(skb, sub, id, size, FROM_WIRE);
-	if (unknown && m->policy & POLICY_UNKNOWN_DROP)
+	if (unknown && meta.policy & POLICY_UNKNOWN_DROP)
 		return drop(0, VERDICT_DROP_UNKNOWN, size);
 	return pass(size);
 }
@@ -848,8 +841,8 @@ int xvlan_rx(struct __sk_buff *skb)
 
 /* Broadcast and multicast from a sub-interface: to those siblings that it
  * meets directly, and the wire. */
-static __always_inline int tx_group(struct frame *f, const struct parent *m, const struct sub *from,
-				    __u32 me, struct size size)
+static __always_inline int tx_group(struct frame *f, const struct sub *from, __u32 me,
+				    struct size size)
 {
 	struct sub *sub;
 	__u32 id = 0;
@@ -863,20 +856,20 @@ static __always_inline int tx_group(struct frame *f, const struct parent *m, con
 			return deliver_group(sub, id, size);
 		copy_to(f, CLASS_BRIDGE, me, size);
 	}
-	return bpf_redirect(m->ifindex, 0);
+	return bpf_redirect(meta.ifindex, 0);
 }
 
 /* Unicast from a sub-interface, to itself among others. Between private
  * IP-keyed siblings, which have one MAC on the wire, it goes nowhere, as with
  * the kernel's driver: a switch could only return it. */
-static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
-				      const struct sub *from, __u32 me, struct size size)
+static __always_inline int tx_unicast(struct frame *f, const struct sub *from, __u32 me,
+				      struct size size)
 {
 	struct sub *to;
 	__u32 id = 0;
 	bool unknown;
 
-	to = lookup(f, m, &id, &unknown);
+	to = lookup(f, &id, &unknown);
 	if (to && from->class & to->class & CLASS_BRIDGE) {
 		count(me, VERDICT_TX, size);
 		return deliver(f->skb, to, id, size, FROM_SIBLING);
@@ -890,15 +883,14 @@ static __always_inline int tx_unicast(struct frame *f, const struct parent *m,
 	/* The parent's MAC is the sender's, too: what has it and is for none of
 	 * those who share it is the host's. */
 	if (!to && !unknown && from->kind == KIND_IPVLAN && from->class != CLASS_VEPA)
-		return bpf_redirect(m->ifindex, BPF_F_INGRESS);
-	return bpf_redirect(m->ifindex, 0);
+		return bpf_redirect(meta.ifindex, BPF_F_INGRESS);
+	return bpf_redirect(meta.ifindex, 0);
 }
 
 SEC("tc")
 int xvlan_tx(struct __sk_buff *skb)
 {
 	__u32 me = 0, leg = skb->ifindex;
-	const struct parent *m = &meta;
 	struct sub *sub = sub_by_leg(leg, &me);
 	struct frame f;
 	struct size size;
@@ -908,19 +900,19 @@ int xvlan_tx(struct __sk_buff *skb)
 	size = size_of(&f);
 	if (!sub)
 		return drop(0, VERDICT_DROP_INACTIVE, size);
-	if (over_mtu(&f, m))
+	if (over_mtu(&f))
 		return drop(me, VERDICT_DROP_MTU, size);
 	if (sub->kind == KIND_IPVLAN) {
-		if (!ip_keyed_out(&f, sub, me, m))
+		if (!ip_keyed_out(&f, sub, me))
 			return drop(me, VERDICT_DROP_MALFORMED, size);
 		if (is_routed(sub))
-			return tx_routed(&f, m, sub, me, size);
+			return tx_routed(&f, sub, me, size);
 	}
 	if (sub->place == PLACE_LOCAL || is_group(&f))
 		see_place(skb, sub);
 	if (is_group(&f))
-		return tx_group(&f, m, sub, me, size);
-	return tx_unicast(&f, m, sub, me, size);
+		return tx_group(&f, sub, me, size);
+	return tx_unicast(&f, sub, me, size);
 }
 
 /* Run by the loader as if by a frame on a new host leg. */
