@@ -359,7 +359,7 @@ func (e *end) detectDuplicates(t *testing.T, wait string) {
 // flags are an address's, 0 if the end does not have it.
 func (e *end) flags(t testing.TB, a netip.Prefix) int {
 	t.Helper()
-	addrs, err := e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_ALL) })
 	if err != nil {
 		t.Fatal(err)
 	}

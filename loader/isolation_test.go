@@ -38,7 +38,7 @@ func TestHostUnreached(t *testing.T) {
 				if leg := s.link(t, e).Leg; leg != "" {
 					dev := s.host.ns.Link(t, leg)
 					macs = append(macs, dev.Attrs().HardwareAddr)
-					addrs, err := s.host.ns.Handle().AddrList(dev, netlink.FAMILY_ALL)
+					addrs, err := whole(func() ([]netlink.Addr, error) { return s.host.ns.Handle().AddrList(dev, netlink.FAMILY_ALL) })
 					if err != nil || len(addrs) > 0 || dev.Attrs().RawFlags&unix.IFF_NOARP == 0 {
 						t.Errorf("%s has addresses %v and flags %x: %v", leg, addrs, dev.Attrs().RawFlags, err)
 					}
@@ -195,7 +195,7 @@ func (e *end) advertise(t *testing.T, prefix netip.Prefix) {
 // addrsIn are the addresses of an end's device in a prefix.
 func (e *end) addrsIn(t *testing.T, prefix netip.Prefix) []netlink.Addr {
 	t.Helper()
-	addrs, err := e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_V6)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_V6) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,21 +210,23 @@ func (s *site) knowledge(t *testing.T) []string {
 	t.Helper()
 	h := s.host.ns.Handle()
 	var lines []string
-	addrs, err := h.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return h.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range addrs {
 		lines = append(lines, fmt.Sprintf("addr %s on %d", a.IPNet, a.LinkIndex))
 	}
-	routes, err := h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, r := range routes {
 		lines = append(lines, fmt.Sprintf("route %s", r))
 	}
-	neighbours, err := h.NeighList(0, netlink.FAMILY_ALL)
+	neighbours, err := whole(func() ([]netlink.Neigh, error) { return h.NeighList(0, netlink.FAMILY_ALL) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -368,7 +368,7 @@ func (s *site) settle(t testing.TB, e *end) {
 func (e *end) settle(t testing.TB) {
 	t.Helper()
 	lab.Eventually(t, e.name+" has its IPv6 addresses", func() bool {
-		addrs, err := e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_V6)
+		addrs, err := whole(func() ([]netlink.Addr, error) { return e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_V6) })
 		return err == nil && !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.Flags&unix.IFA_F_TENTATIVE != 0 })
 	})
 }
@@ -381,7 +381,7 @@ func (s *site) del(t testing.TB, e *end) {
 // legs are the names of the host legs in the host's namespace.
 func (s *site) legs(t testing.TB) []string {
 	t.Helper()
-	links, err := s.host.ns.Handle().LinkList()
+	links, err := whole(func() ([]netlink.Link, error) { return s.host.ns.Handle().LinkList() })
 	if err != nil {
 		t.Fatal(err)
 	}

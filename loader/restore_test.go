@@ -27,17 +27,17 @@ func (s *site) state(t *testing.T) []string {
 		fmt.Sprintf("mac %s, queues %d %d, alias %q", a.HardwareAddr, a.NumTxQueues, a.NumRxQueues, a.Alias),
 		fmt.Sprintf("xdp %+v", *a.Xdp),
 	}
-	addrs, err := s.host.ns.Handle().AddrList(l, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return s.host.ns.Handle().AddrList(l, netlink.FAMILY_ALL) })
 	for _, a := range addrs {
 		lines = append(lines, fmt.Sprintf("addr %s flags %x", a.IPNet, a.Flags))
 	}
-	qdiscs, err2 := s.host.ns.Handle().QdiscList(l)
+	qdiscs, err2 := whole(func() ([]netlink.Qdisc, error) { return s.host.ns.Handle().QdiscList(l) })
 	err = errors.Join(err, err2)
 	for _, q := range qdiscs {
 		lines = append(lines, fmt.Sprintf("qdisc %s %x", q.Type(), q.Attrs().Handle))
 	}
 	for _, dir := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-		filters, err2 := s.host.ns.Handle().FilterList(l, dir)
+		filters, err2 := whole(func() ([]netlink.Filter, error) { return s.host.ns.Handle().FilterList(l, dir) })
 		err = errors.Join(err, err2)
 		for _, f := range filters {
 			lines = append(lines, fmt.Sprintf("filter %s %x prio %d", f.Type(), dir, f.Attrs().Priority))

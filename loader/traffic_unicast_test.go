@@ -110,7 +110,7 @@ func (s *site) checkNeighbours(t *testing.T) {
 // neighbour is the MAC that an end has resolved an address to.
 func (e *end) neighbour(t testing.TB, a netip.Addr) net.HardwareAddr {
 	t.Helper()
-	list, err := e.ns.Handle().NeighList(e.index(t), netlink.FAMILY_ALL)
+	list, err := whole(func() ([]netlink.Neigh, error) { return e.ns.Handle().NeighList(e.index(t), netlink.FAMILY_ALL) })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func needCards(t *testing.T) *cards {
 	if os.Getenv("XVLAN_VM") == "" {
 		t.Skip("no cards that could be taken: not in a virtual machine of lab/vm")
 	}
-	links, err := netlink.LinkList()
+	links, err := whole(func() ([]netlink.Link, error) { return netlink.LinkList() })
 	if err != nil {
 		t.Fatalf("list devices: %v", err)
 	}
