@@ -15,7 +15,7 @@ import (
 
 // Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
 // xvlan.h. Maps that say another one must not be written to.
-const Schema = 2
+const Schema = 3
 
 // LearnSlots is how many addresses of each family a sub-interface can hold by
 // learning: LEARN_SLOTS in xvlan.h.
@@ -102,6 +102,7 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 		XvlanMapStats:   capacity + 1,
 		XvlanMapLearned: capacity + 1,
 		XvlanMapMembers: capacity/64 + 1,
+		XvlanMapPorts:   capacity + 1,
 		XvlanMapBySrc:   sourcesPerSub * capacity,
 		XvlanMapByMac:   capacity,
 		XvlanMapByLeg:   capacity,

@@ -79,6 +79,14 @@ struct {
 	__type(value, struct dest);
 } by_leg SEC(".maps");
 
+/* By id: the host legs that xvlan_xdp redirects to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} ports SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

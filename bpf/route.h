@@ -103,8 +103,7 @@ static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me
 	struct sub *sub;
 	__u32 id = 0;
 
-	if (from->place != PLACE_HOST)
-		see_place(f->skb, from);
+	see_place(f->skb, from);
 	if (f->l3 != ETH_HLEN || f->skb->vlan_present ||
 	    (f->proto_be != bpf_htons(ETH_P_IP) && f->proto_be != bpf_htons(ETH_P_IPV6)))
 		return drop(me, VERDICT_DROP_MODE, size);

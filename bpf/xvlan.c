@@ -13,7 +13,8 @@
  *   police   MTU, malformed ARP and ND, who may learn what
  *   route    what is sent in the modes l3 and l3s, by destination IP alone
  *
- *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids
+ *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids, and serves
+ *                                   the XDP programs of sub-interfaces
  *   xvlan_rx   parent, tc ingress   wire -> sub-interfaces, the rest -> host
  *   xvlan_tx   host leg, tc ingress sub-interface -> siblings, the rest -> wire
  *   xvlan_meet run by the loader    writes down what is at a host leg's other end
@@ -465,6 +466,8 @@ static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 	struct net *here = NULL, *there = NULL;
 	__u32 place;
 
+	if (sub->place > PLACE_AWAY)
+		return;
 	if (!peer)
 		peer = peer_of(leg);
 	if (!peer || bpf_core_read(&here, sizeof(here), &leg->nd_net.net) ||
@@ -478,8 +481,9 @@ static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 enum way { FROM_WIRE, FROM_SIBLING };
 
 /* Unicast to one sub-interface. The peer redirect makes the frame PACKET_HOST
- * whatever its MAC; by the leg, the inner device compares. What comes from the
- * wire for one in mode l3s goes up: the host's stack forwards it to the leg. */
+ * whatever its MAC, and passes the inner leg's driver and its XDP program by; by
+ * the leg, the inner device compares. What comes from the wire for one in mode
+ * l3s goes up: the host's stack forwards it to the leg. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
 				   struct size size, enum way way)
 {
@@ -673,24 +677,47 @@ static __always_inline bool over_mtu(struct frame *f)
 
 /* ---- programs ---- */
 
+/* Hands a frame to the driver of an inner leg. What the modes say of it, the
+ * simple ones aside, xvlan_rx knows, which brings it there as well. */
+static __always_inline int redirect_xdp(struct frame *f, const struct sub *sub, __u32 id,
+					struct size size)
+{
+	int action;
+
+	if (!(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) || f->data + ETH_ALEN > f->end)
+		return XDP_PASS;
+	action = bpf_redirect_map(&ports, id, XDP_PASS);
+	if (action != XDP_REDIRECT)
+		return action;
+	if (sub->kind == KIND_IPVLAN)
+		__builtin_memcpy(f->data, sub->mac, ETH_ALEN);
+	count(id, VERDICT_RX, size);
+	return action;
+}
+
 SEC("xdp.frags")
 int xvlan_xdp(struct xdp_md *ctx)
 {
 	struct frame f = {.data = (void *)(long)ctx->data, .end = (void *)(long)ctx->data_end};
-	__u32 id = 0;
+	struct size size = {.packets = 1, .bytes = bpf_xdp_get_buff_len(ctx)};
+	bool drops = meta.policy & POLICY_UNKNOWN_DROP, unknown;
 	struct ethhdr *eth;
+	struct sub *sub;
+	__u32 id = 0;
 
-	if (!(meta.policy & POLICY_UNKNOWN_DROP) || meta.passthru || meta.sources || !parse(&f))
+	if (!(drops || meta.ports) || meta.passthru || meta.sources || !parse(&f))
 		return XDP_PASS;
 	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.vlan))
 		return XDP_PASS;
 	eth = at(&f, 0, sizeof(*eth));
-	if (!eth || is_group(&f) || mac_eq(eth->h_dest, meta.mac))
+	if (!eth || is_group(&f) || (!meta.ports && mac_eq(eth->h_dest, meta.mac)))
 		return XDP_PASS;
-	if (sub_by_mac(f.vlan, eth->h_dest, &id))
-		return XDP_PASS; /* xvlan_rx delivers and counts it */
-	count(0, VERDICT_DROP_UNKNOWN,
-	      (struct size){.packets = 1, .bytes = bpf_xdp_get_buff_len(ctx)});
+	sub = lookup(&f, &id, &unknown);
+	if (sub) /* mostly, xvlan_rx delivers and counts it */
+		return sub->place == PLACE_XDP ? redirect_xdp(&f, sub, id, size) : XDP_PASS;
+	if (!unknown || !drops)
+		return XDP_PASS;
+	count(0, VERDICT_DROP_UNKNOWN, size);
 	return XDP_DROP;
 }
 

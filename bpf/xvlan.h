@@ -11,7 +11,7 @@
 
 /* Raised whenever a key, a value or the meaning of a flag changes, so that a
  * loader never writes into maps that another version's programs read. */
-#define XVLAN_SCHEMA 2
+#define XVLAN_SCHEMA 3
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -82,6 +82,7 @@ enum sub_place {
 	PLACE_LOCAL, /* inner leg in the parent's netns, or not known to have left it */
 	PLACE_AWAY,  /* inner leg in another netns: bpf_redirect_peer reaches it */
 	PLACE_HOST,  /* wherever it is: the host's stack has a route to the leg */
+	PLACE_XDP,   /* wherever it is: unicast is to pass an XDP program on the inner leg */
 };
 
 enum sub_flag {
@@ -175,6 +176,7 @@ struct parent {
 	__u32 passthru;	  /* id of the sub-interface that gets all unicast, 0 for none */
 	__u32 sources;	  /* number of sub-interfaces in source mode */
 	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
+	__u32 ports;	  /* number of sub-interfaces with PLACE_XDP */
 	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */
 	enum found found; /* what detach must put back */
 	enum rung rung;

@@ -75,6 +75,7 @@ type XvlanParent struct {
 	Passthru uint32
 	Sources  uint32
 	IpKeyed  uint32
+	Ports    uint32
 	LastId   uint32
 	Found    XvlanFound
 	Rung     XvlanRung
@@ -174,6 +175,7 @@ const (
 	XvlanSubPlacePLACE_LOCAL XvlanSubPlace = 0
 	XvlanSubPlacePLACE_AWAY  XvlanSubPlace = 1
 	XvlanSubPlacePLACE_HOST  XvlanSubPlace = 2
+	XvlanSubPlacePLACE_XDP   XvlanSubPlace = 3
 )
 
 type XvlanSubState uint32
@@ -219,6 +221,7 @@ const (
 	XvlanMapBySrc       = "by_src"
 	XvlanMapLearned     = "learned"
 	XvlanMapMembers     = "members"
+	XvlanMapPorts       = "ports"
 	XvlanMapStats       = "stats"
 	XvlanProgXvlanMeet  = "xvlan_meet"
 	XvlanProgXvlanRx    = "xvlan_rx"
@@ -288,6 +291,7 @@ type XvlanMapSpecs struct {
 	BySrc   *ebpf.MapSpec `ebpf:"by_src"`
 	Learned *ebpf.MapSpec `ebpf:"learned"`
 	Members *ebpf.MapSpec `ebpf:"members"`
+	Ports   *ebpf.MapSpec `ebpf:"ports"`
 	Stats   *ebpf.MapSpec `ebpf:"stats"`
 }
 
@@ -327,6 +331,7 @@ type XvlanMaps struct {
 	BySrc   *ebpf.Map `ebpf:"by_src"`
 	Learned *ebpf.Map `ebpf:"learned"`
 	Members *ebpf.Map `ebpf:"members"`
+	Ports   *ebpf.Map `ebpf:"ports"`
 	Stats   *ebpf.Map `ebpf:"stats"`
 }
 
@@ -339,6 +344,7 @@ func (m *XvlanMaps) Close() error {
 		m.BySrc,
 		m.Learned,
 		m.Members,
+		m.Ports,
 		m.Stats,
 	)
 }

@@ -89,7 +89,7 @@ func (h *Host) Move(sel Selector, netns string) error {
 			}
 			defer from.close()
 			// By the host leg frames arrive wherever the other end is.
-			sub.Place = placeOf(sub.Mode, false)
+			sub.Place = placeOf(sub, false)
 			if err := p.maps.PutSub(l.ID, sub); err != nil {
 				return err
 			}
@@ -101,7 +101,7 @@ func (h *Host) Move(sel Selector, netns string) error {
 					return err
 				}
 			}
-			sub.Place = placeOf(sub.Mode, !to.own)
+			sub.Place = placeOf(sub, !to.own)
 			return p.maps.PutSub(l.ID, sub)
 		})
 }

@@ -21,6 +21,11 @@ import (
 // parent's MTU reaches xvlan_tx, which drops it with a reason.
 const legMTU = 65535
 
+// portLegMTU is the host leg's of a port: the most that lets an XDP program on
+// the inner leg have its frames in one buffer each. The rest of what is over the
+// parent's MTU is then lost on the way to xvlan_tx, at the inner leg's own cost.
+const portLegMTU = 3498
+
 // legName is the host leg's name, derived from what cannot repeat in its
 // namespace: 15 characters at most.
 func legName(index int, id maps.ID) string { return fmt.Sprintf("xv%x-%x", index, id) }
@@ -195,6 +200,9 @@ func (s *space) configure(spec *LinkSpec) error {
 func (h *Host) addVeth(leg string, in *space, spec *LinkSpec) (index int, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = leg, legMTU
+	if spec.Port {
+		attrs.MTU = max(portLegMTU, spec.MTU)
+	}
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	veth := &netlink.Veth{
 		LinkAttrs:        attrs,

@@ -62,15 +62,19 @@ func (p *parent) follow() error {
 // followOne follows an inner leg's place and MAC, and returns the addresses of
 // an IP-keyed one's; nil if it is gone.
 func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error) {
-	nsid, inner, err := p.h.inner(sub.Leg, legName(p.rec.Index, id))
-	if inner == nil || err != nil {
+	dev, err := p.h.legs(sub.Leg, legName(p.rec.Index, id))
+	if dev == nil || err != nil {
 		return nil, err // gone meanwhile: the next sweep's
 	}
-	if place := placeOf(sub.Mode, nsid >= 0); place != sub.Place {
+	nsid, inner := dev.nsid, dev.inner
+	if place := placeOf(sub, nsid >= 0); place != sub.Place {
 		sub.Place = place
 		if err := p.maps.PutSub(id, sub); err != nil {
 			return nil, err
 		}
+	}
+	if err := p.followPort(id, sub, dev); err != nil {
+		return nil, err
 	}
 	if sub, err = p.followPromisc(id, sub, inner); err != nil {
 		return nil, err
@@ -90,27 +94,42 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error
 	return addrsIn(nsid, inner.Attrs().Index)
 }
 
-// inner finds the other end of a host leg, and the id of its network
-// namespace; nil if it is gone.
-func (h *Host) inner(leg int, name string) (nsid int, inner netlink.Link, err error) {
+// legs are both ends of a sub-interface's device.
+type legs struct {
+	host, inner netlink.Link
+	nsid        int // of the inner leg's network namespace, negative for the own one
+}
+
+// legs finds both ends by the host leg; nil if it is gone.
+func (h *Host) legs(leg int, name string) (*legs, error) {
 	outer, err := h.nl.LinkByIndex(leg)
 	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && outer.Attrs().Name != name {
-		return 0, nil, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, nil, fmt.Errorf("find host leg: %w", err)
+		return nil, fmt.Errorf("find host leg: %w", err)
 	}
-	nsid = outer.Attrs().NetNsID
-	inner, err = linkIn(nsid, outer.Attrs().ParentIndex)
+	nsid := outer.Attrs().NetNsID
+	inner, err := linkIn(nsid, outer.Attrs().ParentIndex)
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) {
-		return 0, nil, nil
+		return nil, nil
 	}
 	if err != nil {
-		return 0, nil, fmt.Errorf("find inner leg: %w", err)
+		return nil, fmt.Errorf("find inner leg: %w", err)
 	}
 	h.seen(-1, leg)
 	h.seen(nsid, inner.Attrs().Index)
-	return nsid, inner, nil
+	return &legs{host: outer, inner: inner, nsid: nsid}, nil
+}
+
+// inner finds the other end of a host leg, and the id of its network
+// namespace; nil if it is gone.
+func (h *Host) inner(leg int, name string) (nsid int, inner netlink.Link, err error) {
+	dev, err := h.legs(leg, name)
+	if dev == nil || err != nil {
+		return 0, nil, err
+	}
+	return dev.nsid, dev.inner, nil
 }
 
 // rekey gives a sub-interface the MAC that its device has been given. One that

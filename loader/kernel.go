@@ -235,6 +235,9 @@ func (h *Host) setFlags(own *space, l netlink.Link, spec *LinkSpec) error {
 
 // checkKernel refuses what the kernel's drivers cannot do.
 func (h *Host) checkKernel(parent netlink.Link, spec *LinkSpec) error {
+	if spec.Port {
+		return errKernelPort
+	}
 	if spec.Kind == maps.Ipvlan && spec.MAC != nil {
 		return fmt.Errorf("address %s: %w: on the kernel rung an ipvlan has its parent's MAC; leave it out", spec.MAC, ErrUnsupported)
 	}

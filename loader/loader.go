@@ -106,6 +106,7 @@ type LinkSpec struct {
 	MTU       int              // 0: the parent's
 	Netns     string           // "", a name under /run/netns, a path, or a process ID
 	Up        bool
+	Port      bool // unicast is to pass an XDP program on the device: see ports.go
 	Datapath  Datapath
 }
 

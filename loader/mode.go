@@ -63,6 +63,11 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if err := c.check(sub.Kind, sub.Mode); err != nil {
 		return err
 	}
+	if c.Mode != 0 && sub.Place == maps.Port {
+		if err := canPort(c.Mode); err != nil {
+			return err
+		}
+	}
 	leaves := sub.Mode == maps.Source && c.Mode != 0 && c.Mode != maps.Source
 	if c.Mode != 0 {
 		sub.Mode = c.Mode
@@ -73,7 +78,7 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	}
 	sub.Class = classOf(sub.Mode, flag)
 	if sub.Kind == maps.Ipvlan {
-		sub.Place = placeOf(sub.Mode, l.Netns != "")
+		sub.Place = placeOf(sub, l.Netns != "")
 	}
 	if c.Mode != 0 && sub.Kind == maps.Ipvlan {
 		if err := p.relink(l, sub); err != nil {

@@ -222,9 +222,11 @@ func (p *parent) addRouted(leg string, sub maps.Sub, in *space, spec *LinkSpec) 
 }
 
 // placeOf is how a sub-interface is reached whose inner leg is away or not.
-func placeOf(mode maps.Mode, away bool) maps.Place {
+func placeOf(sub maps.Sub, away bool) maps.Place {
 	switch {
-	case mode == maps.L3S:
+	case sub.Place == maps.Port:
+		return maps.Port
+	case sub.Mode == maps.L3S:
 		return maps.Stack
 	case away:
 		return maps.Away

@@ -365,7 +365,7 @@ func TestRoutedChange(t *testing.T) {
 				return h.SetMode(Selector{Name: e.dev, Netns: e.ns.Name()}, ModeChange{Mode: mode})
 			})
 			l := s.link(t, e)
-			if l.Mode != mode || (l.Flags&unix.IFF_NOARP != 0) != mode.Routed() || l.Place != placeOf(mode, true) {
+			if l.Mode != mode || (l.Flags&unix.IFF_NOARP != 0) != mode.Routed() || l.Place != placeOf(maps.Sub{Mode: mode}, true) {
 				t.Errorf("%s: listed as %+v", mode, l)
 			}
 			s.wire.ns.Run(t, "ip", "neigh", "flush", "dev", s.wire.dev)

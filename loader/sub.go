@@ -68,6 +68,11 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	if err := p.unique(spec); err != nil {
 		return err
 	}
+	if spec.Port {
+		if err := p.checkPort(spec.Mode); err != nil {
+			return err
+		}
+	}
 	switch {
 	case spec.Mode == maps.Passthru:
 		spec.MAC = p.rec.MAC
@@ -80,7 +85,10 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	}
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
 	sub.NoDst = spec.Source.NoDst
-	sub.Place = placeOf(spec.Mode, !in.own)
+	if spec.Port {
+		sub.Place = maps.Port
+	}
+	sub.Place = placeOf(sub, !in.own)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.remove(id, sub))
@@ -92,6 +100,11 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	leg := legName(p.rec.Index, id)
 	if sub.Leg, err = p.h.addVeth(leg, in, spec); err != nil {
 		return err
+	}
+	if spec.Port {
+		if err := p.openPort(id, sub, in, spec.Name); err != nil {
+			return err
+		}
 	}
 	if err := p.hookLeg(id, leg, sub); err != nil {
 		return err
@@ -333,6 +346,11 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 	if err := p.closeParent(sub); err != nil {
 		return err
 	}
+	if sub.Place == maps.Port {
+		if err := p.maps.DeletePort(id); err != nil {
+			return err
+		}
+	}
 	if err := p.h.delDevice(legName(p.rec.Index, id)); err != nil {
 		return err
 	}
@@ -394,9 +412,12 @@ func (p *parent) reindex(sub maps.Sub) error {
 	if err := p.maps.Reindex(sub, subs); err != nil {
 		return err
 	}
-	p.rec.IPKeyed, p.rec.Sources, p.rec.Passthru = 0, 0, 0
+	p.rec.IPKeyed, p.rec.Sources, p.rec.Passthru, p.rec.Ports = 0, 0, 0, 0
 	stack := false
 	for i, s := range subs {
+		if s.State != maps.Free && s.Place == maps.Port {
+			p.rec.Ports++
+		}
 		switch {
 		case s.State == maps.Free:
 		case s.Kind == maps.Ipvlan:

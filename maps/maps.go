@@ -35,6 +35,7 @@ type Set struct {
 	legSlot *ebpf.Map
 	learned *ebpf.Map
 	stats   *ebpf.Map
+	ports   *ebpf.Map
 
 	records  section[bpf.XvlanSub] // of subs
 	macSlots section[uint32]
@@ -56,6 +57,7 @@ func (s *Set) fields() map[string]**ebpf.Map {
 		bpf.MapLegSlots:     &s.legSlot,
 		bpf.XvlanMapLearned: &s.learned,
 		bpf.XvlanMapStats:   &s.stats,
+		bpf.XvlanMapPorts:   &s.ports,
 	}
 }
 
@@ -302,6 +304,18 @@ func (s *Set) PutLeg(index int, d Dest) error {
 
 // DeleteLeg removes a host leg.
 func (s *Set) DeleteLeg(index int) error { return del(s.byLeg, uint32(index), index) }
+
+// PutPort enters a host leg, of the calling thread's network namespace, for
+// frames that reach the sub-interface by XDP redirect.
+func (s *Set) PutPort(id ID, leg int) error {
+	if err := s.ports.Put(uint32(id), uint32(leg)); err != nil {
+		return fmt.Errorf("enter port %d: %w", id, err)
+	}
+	return nil
+}
+
+// DeletePort takes a host leg out again; one that is not there is no error.
+func (s *Set) DeletePort(id ID) error { return del(s.ports, uint32(id), id) }
 
 // PutSource puts a MAC on the list of a sub-interface in source mode.
 func (s *Set) PutSource(id ID, mac net.HardwareAddr) error {

@@ -101,7 +101,7 @@ const (
 	Active  = State(bpf.XvlanSubStateSUB_ACTIVE)
 )
 
-// Place is where the inner leg is, as far as delivery cares.
+// Place is where the inner leg is, as far as delivery cares, or what is at it.
 type Place bpf.XvlanSubPlace
 
 // The places.
@@ -109,6 +109,7 @@ const (
 	Local = Place(bpf.XvlanSubPlacePLACE_LOCAL) // in the parent's netns, or not known to have left it
 	Away  = Place(bpf.XvlanSubPlacePLACE_AWAY)  // in another netns
 	Stack = Place(bpf.XvlanSubPlacePLACE_HOST)  // anywhere: the host's stack forwards to the leg
+	Port  = Place(bpf.XvlanSubPlacePLACE_XDP)   // anywhere: unicast passes an XDP program there
 )
 
 // Rung is what a parent's datapath runs on.
@@ -329,6 +330,7 @@ type Parent struct {
 	Passthru    ID     // gets all unicast that is no other's; 0 for none
 	Sources     uint32 // number of sub-interfaces in source mode
 	IPKeyed     uint32 // number of ipvlan sub-interfaces
+	Ports       uint32 // number of sub-interfaces whose Place is Port
 	LastID      ID     // taken last
 	SetAllmulti bool   // allmulti was turned on, detach turns it off
 	AddClsact   bool   // the clsact qdisc was added, detach removes it
@@ -350,6 +352,7 @@ func (p *Parent) toC() bpf.XvlanParent {
 		Passthru: uint32(p.Passthru),
 		Sources:  p.Sources,
 		IpKeyed:  p.IPKeyed,
+		Ports:    p.Ports,
 		LastId:   uint32(p.LastID),
 		Rung:     bpf.XvlanRung(p.Rung),
 	}
@@ -396,6 +399,7 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		Passthru:    ID(c.Passthru),
 		Sources:     c.Sources,
 		IPKeyed:     c.IpKeyed,
+		Ports:       c.Ports,
 		LastID:      ID(c.LastId),
 		SetAllmulti: c.Found&bpf.XvlanFoundFOUND_SET_ALLMULTI != 0,
 		AddClsact:   c.Found&bpf.XvlanFoundFOUND_ADD_CLSACT != 0,

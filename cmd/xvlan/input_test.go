@@ -102,6 +102,10 @@ var wrongInput = []wrong{
 	{"link add link eth0 c1 type ipvlan mode bridge", exitUsage, "mode bridge|ipvlan|l2"},
 	{"link add link eth0 c1 type macvlan mode l2", exitUsage, "mode l2|macvlan|bridge"},
 	{"link add link eth0 c1 type macvlan mode", exitUsage, "mode|missing"},
+	{"link add link eth0 c1 delivery peer type macvlan mode bridge", exitUsage, `delivery "peer"|auto and xdp`},
+	{"link add link eth0 c1 delivery", exitUsage, "delivery|missing"},
+	{"link add link eth0 c1 delivery xdp type macvlan mode bridge", exitFail, "delivery xdp|not supported|eth0 stands on rung tc|datapath xdp"},
+	{"link add link eth2 c1 delivery xdp type macvlan mode bridge", exitFail, "delivery xdp|kernel rung|leave it out"},
 	{"link add link eth0 c1 vlan 5 type macvlan mode bridge", exitUsage, "vlan|not known|--help"},
 
 	// Namespace and datapath.
@@ -138,6 +142,9 @@ var wrongInput = []wrong{
 	{"link set m1 netns nope", exitFail, "netns nope|not found|`ip netns` lists"},
 	{"link set nope netns IN", exitFail, "sub-interface nope|not found"},
 	{"link set m1 type", exitUsage, "type|missing"},
+	{"link set m1 delivery", exitUsage, "delivery|missing"},
+	{"link set m1 delivery fast", exitUsage, `delivery "fast"|auto and xdp`},
+	{"link set m1 delivery xdp", exitFail, "delivery xdp|not supported|eth0 stands on rung tc"},
 	{"link set m1 type vlan", exitUsage, "type vlan|not known|macvlan and ipvlan"},
 	{"link set m1 type macvlan mode odd", exitUsage, "mode odd|macvlan|bridge"},
 	{"link set m1 type ipvlan private", exitFail, "type|this is macvlan"},

@@ -33,6 +33,8 @@ const (
 var scenes = []scene{
 	{name: "first add", line: addFirst},
 	{name: "first add, xdp", line: addFirst + " --datapath xdp"},
+	{name: "first add, delivery xdp", line: strings.Replace(addFirst, " up ", " up delivery xdp ", 1) + " --datapath xdp"},
+	{name: "set delivery", prepare: []string{addFirst + " --datapath xdp"}, line: "link set c1 delivery xdp"},
 	{name: "first add, kernel", line: addFirst + " --datapath kernel"},
 	{name: "first add, passthru", line: "link add link eth0 c1 addr 10.77.0.10/24 netns IN up type macvlan mode passthru"},
 	{name: "first add, source", line: strings.Replace(addFirst, "mode bridge", "mode source macaddr add "+wireMAC, 1)},
@@ -67,6 +69,9 @@ func newRig(t *testing.T, s scene) *rig {
 	r.fill = strings.NewReplacer("IN", r.inside.Name(), "HOST", r.host.Name())
 	if strings.Contains(s.line, "l3s") { // answers no questions
 		r.wire.Run(t, "ip", "neigh", "add", subAddr, "dev", "w0", "lladdr", parentMAC)
+	}
+	if strings.Contains(s.line, "delivery xdp") {
+		r.host.Run(t, "ethtool", "-K", "eth0", "rxvlan", "off")
 	}
 	r.must(t, "parent attach eth0") // makes what is there once for all
 	r.must(t, "parent detach eth0")

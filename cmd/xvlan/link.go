@@ -25,7 +25,7 @@ func (a *app) linkCmd() *cobra.Command {
 	var datapath string
 	add := &cobra.Command{
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
-             [netns NAME|PID|PATH] [up] type {macvlan MACVLAN | ipvlan IPVLAN}
+             [netns NAME|PID|PATH] [up] [delivery {auto|xdp}] type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
              [macaddr {add MAC | set [MAC...]}] [bcqueuelen FRAMES] [bclim DEVICES]
   IPVLAN  := [mode {l3|l2|l3s}] [bridge|private|vepa]`,
@@ -53,7 +53,7 @@ func (a *app) linkCmd() *cobra.Command {
 			Short:   "Remove a sub-interface",
 			Aliases: []string{"delete", "d"},
 			RunE: func(_ *cobra.Command, args []string) error {
-				sel, _, err := parseSelector(args, "")
+				sel, err := parseSelector(args, nil)
 				if err != nil {
 					return err
 				}
@@ -61,11 +61,11 @@ func (a *app) linkCmd() *cobra.Command {
 			},
 		},
 		&cobra.Command{
-			Use: `set [dev] NAME [link PARENT] netns NAME|PID|PATH
+			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | delivery {auto|xdp}}
   xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}]
       [bcqueuelen FRAMES] [bclim DEVICES] |
              ipvlan [mode MODE] [bridge|private|vepa]}`,
-			Short: "Move a sub-interface, or change its mode, flag or list of sources",
+			Short: "Move a sub-interface, or change its delivery, mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
 		&cobra.Command{
@@ -84,33 +84,47 @@ func (a *app) set(args []string) error {
 	if i := slices.Index(args, "type"); i >= 0 {
 		args, kind = args[:i], args[i+1:]
 	}
-	sel, to, err := parseSelector(args, "netns")
+	var to target
+	sel, err := parseSelector(args, &to)
 	if err != nil {
 		return err
 	}
-	if kind == nil {
-		if to == "" {
-			return usagef("set %s: say what: netns NAME, or type ...; other changes are made with `ip link set`", sel.Name)
+	if kind == nil && to == (target{}) {
+		return usagef("set %s: say what: netns NAME, delivery xdp, or type ...; other changes are made with `ip link set`", sel.Name)
+	}
+	var change *loader.ModeChange
+	if kind != nil {
+		w := words{left: kind}
+		t, err := w.parseType(w.value("type"))
+		if err != nil {
+			return err
 		}
-		return a.with(func(h *loader.Host) error { return h.Move(sel, to) })
-	}
-	w := words{left: kind}
-	t, err := w.parseType(w.value("type"))
-	if err != nil {
-		return err
-	}
-	change, err := t.forSet()
-	if err != nil {
-		return err
+		if change, err = t.forSet(); err != nil {
+			return err
+		}
 	}
 	return a.with(func(h *loader.Host) error {
-		if to != "" {
-			if err := h.Move(sel, to); err != nil {
+		if to.netns != "" {
+			if err := h.Move(sel, to.netns); err != nil {
 				return err
 			}
 		}
-		return h.SetMode(sel, change)
+		if change != nil {
+			if err := h.SetMode(sel, *change); err != nil {
+				return err
+			}
+		}
+		if to.port == nil {
+			return nil
+		}
+		return h.SetPort(sel, *to.port)
 	})
+}
+
+// target is what `link set` makes of a sub-interface, type and mode aside.
+type target struct {
+	netns string // "": stays
+	port  *bool  // nil: stays
 }
 
 func parseDatapath(s string) (loader.Datapath, error) {
@@ -178,6 +192,8 @@ func parseAdd(args []string) (loader.LinkSpec, error) {
 			spec.Netns = w.value(word)
 		case "up":
 			spec.Up = true
+		case "delivery":
+			spec.Port = w.delivery()
 		case "datapath":
 			if d, err := parseDatapath(w.value(word)); err != nil {
 				w.fail(err)
@@ -212,6 +228,15 @@ func parseAdd(args []string) (loader.LinkSpec, error) {
 		return spec, err
 	}
 	return spec, t.forAdd(&spec)
+}
+
+// delivery reads whether unicast is to pass an XDP program.
+func (w *words) delivery() (port bool) {
+	v := w.value("delivery")
+	if v != "auto" && v != "xdp" {
+		w.fail(usagef("delivery %q: not known; auto and xdp are", v))
+	}
+	return v == "xdp"
 }
 
 func (w *words) mac(keyword string) net.HardwareAddr {
@@ -257,9 +282,9 @@ func (w *words) integer(keyword string, least, most int64) int64 {
 	return n
 }
 
-// parseSelector reads `[dev] NAME [link PARENT] [netns NETNS]`. If target is
-// "netns", that word tells where to move to, not where to look.
-func parseSelector(args []string, target string) (sel loader.Selector, to string, err error) {
+// parseSelector reads `[dev] NAME [link PARENT] [netns NETNS]`. With a target,
+// which it fills in, netns tells where to move to, not where to look.
+func parseSelector(args []string, to *target) (sel loader.Selector, err error) {
 	w := words{left: args}
 	for {
 		word, ok := w.next()
@@ -271,8 +296,11 @@ func parseSelector(args []string, target string) (sel loader.Selector, to string
 			sel.Name = w.value(word)
 		case word == "link":
 			sel.Parent = w.value(word)
-		case word == target:
-			to = w.value(word)
+		case word == "netns" && to != nil:
+			to.netns = w.value(word)
+		case word == "delivery" && to != nil:
+			port := w.delivery()
+			to.port = &port
 		case word == "netns":
 			sel.Netns = w.value(word)
 		case word == "up" || word == "down" || word == "type" && sel.Name != "":
@@ -286,7 +314,7 @@ func parseSelector(args []string, target string) (sel loader.Selector, to string
 	if w.err == nil && sel.Name == "" {
 		w.err = usagef("dev: say which sub-interface")
 	}
-	return sel, to, w.err
+	return sel, w.err
 }
 
 // show prints what args select, all without any.
@@ -296,7 +324,7 @@ func (a *app) show(args []string) error {
 		var err error
 		if len(args) == 2 && args[0] == "link" {
 			sel.Parent = args[1]
-		} else if sel, _, err = parseSelector(args, ""); err != nil {
+		} else if sel, err = parseSelector(args, nil); err != nil {
 			return err
 		}
 	}

@@ -89,6 +89,8 @@ func delivery(p maps.Place) string {
 		return "peer"
 	case maps.Stack:
 		return "host"
+	case maps.Port:
+		return "xdp"
 	}
 	return "leg"
 }
@@ -133,6 +135,7 @@ type linkJSON struct {
 	Datapath  rungJSON    `json:"datapath"`
 	ID        uint32      `json:"id,omitempty"`
 	Leg       string      `json:"host_leg,omitempty"`
+	Delivery  string      `json:"delivery,omitempty"` // not on the kernel rung
 	WireMAC   string      `json:"wire_address"`
 	Addrs     []addrJSON  `json:"addrs"`
 	Stats     statsJSON   `json:"stats64"`
@@ -199,6 +202,9 @@ func linksJSON(links []loader.Link) []linkJSON {
 			Verdicts: verdictsJSON(l.Stats),
 		}
 		j.Info = linkInfo(l)
+		if l.ID != 0 {
+			j.Delivery = delivery(l.Place)
+		}
 		for _, x := range l.Addrs {
 			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String()})
 		}

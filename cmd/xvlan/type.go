@@ -145,9 +145,9 @@ func (t *typeWords) forAdd(spec *loader.LinkSpec) error {
 }
 
 // forSet makes what was said a change.
-func (t *typeWords) forSet() (loader.ModeChange, error) {
+func (t *typeWords) forSet() (*loader.ModeChange, error) {
 	if t.noPromisc || t.noDst {
-		return loader.ModeChange{}, usagef("flag: it is given when the device is made; delete it and make it anew")
+		return nil, usagef("flag: it is given when the device is made; delete it and make it anew")
 	}
-	return loader.ModeChange{Mode: t.mode, Flag: t.flag, Source: t.source, Queue: t.queue}, nil
+	return &loader.ModeChange{Mode: t.mode, Flag: t.flag, Source: t.source, Queue: t.queue}, nil
 }
