@@ -64,13 +64,11 @@ VM_TIME     := 40m
 # All of it takes three quarters of an hour. With VM_QUICK=yes, as CI has it, of
 # the packages whose tests take minutes those are run that hang on the kernel:
 # attaching, detaching and putting back, traffic of every kind and mode, what is
-# followed, and three modes before the referee. None is ipvlan's l2: that driver's
-# multicast filter hashes with a number that each boot draws anew, and lets through
-# by chance what nobody has joined.
+# followed, and four modes before the referee.
 define VM_QUICK_TESTS
-loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive)$$
+loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram)$$
 xvlan ^Test(AddAll|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP)$$
-referee ^TestReferee$$/^(macvlan_bridge_with_bridge|macvlan_source_with_source|ipvlan_l3_bridge_with_l3_bridge)$$
+referee ^TestReferee$$/^(macvlan_bridge_with_bridge|macvlan_source_with_source|ipvlan_l2_bridge_with_l2_bridge|ipvlan_l3_bridge_with_l3_bridge)$$
 endef
 export QUICK = $(if $(VM_QUICK),$(VM_QUICK_TESTS))
 
