@@ -14,7 +14,7 @@ NEED_GO       := go:golang-go
 NEED_GENERATE := clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_helpers.h:libbpf-dev
 NEED_LINT     := clang-format-19:clang-format-19
 NEED_DEMO     := ip:iproute2 ping:iputils-ping
-NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables
+NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus
 NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
 
 # need installs the packages of those commands of $(1) that are missing.

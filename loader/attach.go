@@ -21,9 +21,12 @@ const (
 	pinRX  = "rx"   // tcx link of the parent
 	pinXDP = "xdp"  // XDP link of the parent
 	pinLeg = "leg-" // and the id: tcx link of a host leg
-	pinTX  = bpf.XvlanProgXvlanTx
 
-	pinMeet = bpf.XvlanProgXvlanMeet
+	// Programs: those that later calls need, and all whose running is counted.
+	pinTX      = bpf.XvlanProgXvlanTx
+	pinMeet    = bpf.XvlanProgXvlanMeet
+	pinRXProg  = bpf.XvlanProgXvlanRx
+	pinXDPProg = bpf.XvlanProgXvlanXdp
 )
 
 // parent is an attached parent whose lock is held.
@@ -146,7 +149,7 @@ func (p *parent) hook(coll *ebpf.Collection) error {
 	if err := p.maps.Pin(p.dir); err != nil {
 		return err
 	}
-	for _, prog := range []string{pinTX, pinMeet} {
+	for _, prog := range []string{pinTX, pinMeet, pinRXProg, pinXDPProg} {
 		if err := coll.Programs[prog].Pin(filepath.Join(p.dir, prog)); err != nil {
 			return fmt.Errorf("pin program: %w", err)
 		}

@@ -36,7 +36,7 @@ func (s *site) serve(t *testing.T) (stop func()) {
 		}
 		defer h.Close()
 		h.legacyTC = s.legacyTC
-		done <- h.Serve(ctx)
+		done <- h.Serve(ctx, nil)
 	})
 	if err := <-opened; err != nil {
 		cancel()
@@ -174,7 +174,7 @@ func TestServeLeaves(t *testing.T) {
 	e := s.subs[0]
 	s.wire.ns.Run(t, "ip", "link", "set", s.wire.dev, "down")
 	lab.Eventually(t, "the carrier is gone", func() bool { return e.linkFlags(t)&unix.IFF_LOWER_UP == 0 })
-	err := s.try(t, func(h *Host) error { return h.Serve(t.Context()) })
+	err := s.try(t, func(h *Host) error { return h.Serve(t.Context(), nil) })
 	if !errors.Is(err, ErrBusy) {
 		t.Errorf("a second one: %v, want %v", err, ErrBusy)
 	}

@@ -169,6 +169,10 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]
 	if err != nil {
 		return nil, err
 	}
+	stats, err := set.AllStats()
+	if err != nil {
+		return nil, err
+	}
 	byID := map[maps.ID][]LinkAddr{}
 	for _, a := range addrs {
 		if a.Origin != maps.Reserved && subs[a.ID].Gen == a.Gen {
@@ -183,7 +187,7 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]
 		}
 		l := Link{
 			Parent: rec.Name, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
-			ID: id, Leg: legName(rec.Index, id), Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen,
+			ID: id, Leg: legName(rec.Index, id), Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
 		}
 		if s.Kind == maps.Ipvlan {
 			l.WireMAC = rec.MAC
@@ -193,9 +197,6 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]
 			return nil, err
 		} else if !ok {
 			continue
-		}
-		if l.Stats, err = set.Stats(id); err != nil {
-			return nil, err
 		}
 		all = append(all, l)
 	}

@@ -18,9 +18,11 @@ const (
 	settleTime = 5 * time.Millisecond   // changes come in bursts
 	burstTime  = 100 * time.Millisecond // and some bursts do not end
 	busyTime   = 50 * time.Millisecond  // until a command has done with a parent
-	repairTime = time.Minute            // what no message tells of
 	eventSpace = 4 << 20                // for messages that wait to be read
 )
+
+// RepairTime is how often Serve looks for what no message tells of.
+const RepairTime = time.Minute
 
 // device names a device by the id of its network namespace, -1 for the own.
 type device struct{ nsid, index int }
@@ -43,8 +45,9 @@ func (h *Host) seen(nsid, index int) {
 // Serve follows, until ctx ends, what is done to the namespace's parents and
 // their sub-interfaces, as each command does once: at once, and the parents'
 // carrier besides. Nothing depends on its running, and what it does is in the
-// kernel when it ends. The calling thread must be locked.
-func (h *Host) Serve(ctx context.Context) error {
+// kernel when it ends. After each look around, looked, which may be nil, is told
+// whether all could be followed. The calling thread must be locked.
+func (h *Host) Serve(ctx context.Context, looked func(error)) error {
 	if err := errors.Join(hidden(), ensureLocks()); err != nil {
 		return err
 	}
@@ -74,27 +77,30 @@ func (h *Host) Serve(ctx context.Context) error {
 	}()
 	h.stays, h.watch = true, &watched{fd: fd}
 	defer func() { h.stays, h.watch = false, nil }()
-	if err := h.keep(stop[0]); err != nil {
+	if err := h.keep(stop[0], looked); err != nil {
 		return err
 	}
 	return h.release()
 }
 
 // keep looks after what there is whenever something has happened to it.
-func (h *Host) keep(stop int) error {
+func (h *Host) keep(stop int, looked func(error)) error {
 	var (
 		complaint string
 		repaired  time.Time
 	)
 	for {
 		look := h.sweepParents
-		if time.Since(repaired) >= repairTime {
+		if time.Since(repaired) >= RepairTime {
 			look, repaired = h.Sweep, time.Now()
 			h.watch.devices, h.watch.parents = map[device]bool{}, map[int]bool{}
 		}
 		h.watch.busy = false
 		err := look()
-		wait := time.Until(repaired.Add(repairTime))
+		if looked != nil {
+			looked(err)
+		}
+		wait := time.Until(repaired.Add(RepairTime))
 		switch {
 		case errors.Is(err, ErrAstray), errors.Is(err, ErrPrivilege):
 			return err

@@ -263,20 +263,21 @@ func (s *Set) SetMember(id ID, in bool) error {
 
 // Stats reads the counters of a sub-interface, or of the parent for id 0.
 func (s *Set) Stats(id ID) (Stats, error) {
-	var (
-		perCPU []bpf.XvlanSubStats
-		sum    Stats
-	)
+	var perCPU []bpf.XvlanSubStats
 	if err := s.stats.Lookup(uint32(id), &perCPU); err != nil {
-		return sum, fmt.Errorf("read counters of %d: %w", id, err)
+		return Stats{}, fmt.Errorf("read counters of %d: %w", id, err)
 	}
+	return sum(perCPU), nil
+}
+
+func sum(perCPU []bpf.XvlanSubStats) (s Stats) {
 	for i := range perCPU {
 		for v, c := range perCPU[i].Verdict {
-			sum[v].Packets += c.Packets
-			sum[v].Bytes += c.Bytes
+			s[v].Packets += c.Packets
+			s[v].Bytes += c.Bytes
 		}
 	}
-	return sum, nil
+	return s
 }
 
 // The keys below are entered only where nobody holds them: ebpf.ErrKeyExist

@@ -17,6 +17,11 @@ const capacity = 5
 
 func newSet(t *testing.T) *Set {
 	t.Helper()
+	return newSetFor(t, capacity)
+}
+
+func newSetFor(t *testing.T, capacity uint32) *Set {
+	t.Helper()
 	if err := rlimit.RemoveMemlock(); err != nil {
 		t.Fatal(err)
 	}

@@ -122,7 +122,7 @@ func (a *app) versionCmd() *cobra.Command {
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			_, err := fmt.Fprintln(a.out, version())
+			_, err := fmt.Fprintln(a.out, longVersion())
 			return err
 		},
 	}
@@ -143,11 +143,15 @@ func (a *app) host() (*loader.Host, error) {
 			return nil, fmt.Errorf("enter netns %s: %w", a.netns, err)
 		}
 	}
+	return loader.Open(a.logger())
+}
+
+func (a *app) logger() *slog.Logger {
 	level := slog.LevelWarn
 	if a.verbose {
 		level = slog.LevelDebug
 	}
-	return loader.Open(slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level})))
+	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
 }
 
 // with runs fn on the host.

@@ -16,7 +16,7 @@ func TestServe(t *testing.T) {
 	before := w.snapshot(t)
 	for _, signal := range []unix.Signal{unix.SIGTERM, unix.SIGINT} {
 		w.must(t, "link add link eth0 c1 addr "+subAddr+"/24 netns "+w.inside.Name()+" up type macvlan mode bridge")
-		cmd := command(t, "serve")
+		cmd := command(t, "serve", "--listen", "")
 		start(t, w.do, cmd)
 		defer cmd.Process.Kill() // it ends before, if all is well
 		for _, mtu := range []string{"1400", "1300"} {
@@ -25,7 +25,7 @@ func TestServe(t *testing.T) {
 				return strings.Contains(w.inside.Run(t, "ip", "link", "show", "c1"), " mtu "+mtu+" ")
 			})
 		}
-		second := w.xvlan(t, "serve")
+		second := w.xvlan(t, "serve", "--listen", "")
 		second.refused(t, exitFail)
 		if !strings.Contains(second.err, "another xvlan serves") {
 			t.Errorf("a second one: %s", second.err)

@@ -9,9 +9,10 @@ import (
 
 // version tells what this binary was built from.
 func version() string {
-	v := "(devel)"
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		v = info.Main.Version
+		return info.Main.Version
 	}
-	return fmt.Sprintf("xvlan %s, map schema %d", v, bpf.Schema)
+	return "(devel)"
 }
+
+func longVersion() string { return fmt.Sprintf("xvlan %s, map schema %d", version(), bpf.Schema) }
