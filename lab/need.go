@@ -53,6 +53,16 @@ func NeedKernel(tb testing.TB, major, minor int, feature string) {
 	}
 }
 
+// KernelFrom tells whether the kernel is of this version or later.
+func KernelFrom(tb testing.TB, major, minor int) bool {
+	tb.Helper()
+	haveMajor, haveMinor, err := KernelVersion()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return haveMajor > major || haveMajor == major && haveMinor >= minor
+}
+
 // KernelVersion returns the first two numbers of the running kernel's release.
 func KernelVersion() (major, minor int, err error) {
 	var uts unix.Utsname

@@ -144,7 +144,7 @@ func TestCarrierFollows(t *testing.T) {
 		}
 		carrier(true)
 		for _, e := range []*end{s.wire, s.host} {
-			if e == s.host && r.name == onIpvlan.name && !kernelFrom(t, 6, 9) {
+			if e == s.host && r.name == onIpvlan.name && !lab.KernelFrom(t, 6, 9) {
 				continue // its driver does not look whether its parent is down
 			}
 			e.ns.Run(t, "ip", "link", "set", e.dev, "down")

@@ -101,7 +101,7 @@ func onRungs(t *testing.T, rungs []rungCase, test func(t *testing.T, r rungCase)
 	t.Helper()
 	for _, r := range rungs {
 		t.Run(strings.ReplaceAll(r.name, " ", "-"), func(t *testing.T) {
-			if r.datapath != Kernel && !r.legacyTC && !kernelFrom(t, 6, 6) {
+			if r.datapath != Kernel && !r.legacyTC && !lab.KernelFrom(t, 6, 6) {
 				t.Skip("tcx needs Linux 6.6")
 			}
 			if r.datapath == Kernel && !lab.HasKind(t, r.kinds[0].String()) {

@@ -44,7 +44,7 @@ func (s *site) state(t *testing.T) []string {
 		}
 	}
 	for _, at := range []ebpf.AttachType{ebpf.AttachTCXIngress, ebpf.AttachTCXEgress} {
-		if !kernelFrom(t, 6, 6) {
+		if !lab.KernelFrom(t, 6, 6) {
 			break
 		}
 		s.host.ns.Do(t, func() {
@@ -182,7 +182,7 @@ func (s *site) crowd(t *testing.T) []*counterProg {
 	s.host.ns.Run(t, "tc", "qdisc", "add", "dev", parentDev, "clsact")
 	progs := []*counterProg{newCounter(t)}
 	progs[0].filter(t, s)
-	if kernelFrom(t, 6, 6) {
+	if lab.KernelFrom(t, 6, 6) {
 		progs = append(progs, newCounter(t))
 		progs[1].tcx(t, s)
 	}
@@ -280,7 +280,7 @@ func TestBehindOurs(t *testing.T) {
 			s.host.ns.Run(t, "tc", "qdisc", "add", "dev", parentDev, "clsact")
 		}
 		others[0].filter(t, s)
-		if kernelFrom(t, 6, 6) {
+		if lab.KernelFrom(t, 6, 6) {
 			others = append(others, newCounter(t))
 			others[1].tcx(t, s)
 		}

@@ -287,7 +287,7 @@ func TestCardXDP(t *testing.T) {
 				c.do(t, func(h *Host) error { return h.Detach(c.host.dev) })
 			case !errors.Is(err, ErrUnsupported):
 				t.Fatal(err)
-			case mtu == 1500 || kernelFrom(t, 6, 3):
+			case mtu == 1500 || lab.KernelFrom(t, 6, 3):
 				t.Errorf("refused: %v", err)
 			default:
 				t.Logf("refused: %v", err)
@@ -296,16 +296,6 @@ func TestCardXDP(t *testing.T) {
 			c.checkGone(t)
 		})
 	}
-}
-
-// kernelFrom tells whether the kernel is of this version or later.
-func kernelFrom(t *testing.T, major, minor int) bool {
-	t.Helper()
-	haveMajor, haveMinor, err := lab.KernelVersion()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return haveMajor > major || haveMajor == major && haveMinor >= minor
 }
 
 func (c *cards) checkXDP(t *testing.T) {

@@ -104,20 +104,20 @@ func (a *app) set(args []string) error {
 		}
 	}
 	return a.with(func(h *loader.Host) error {
-		if to.netns != "" {
-			if err := h.Move(sel, to.netns); err != nil {
-				return err
-			}
-		}
 		if change != nil {
 			if err := h.SetMode(sel, *change); err != nil {
 				return err
 			}
 		}
-		if to.port == nil {
+		if to.port != nil {
+			if err := h.SetPort(sel, *to.port); err != nil {
+				return err
+			}
+		}
+		if to.netns == "" { // last, when all that may be refused is through
 			return nil
 		}
-		return h.SetPort(sel, *to.port)
+		return h.Move(sel, to.netns)
 	})
 }
 
