@@ -86,9 +86,6 @@ test-vm-%:
 test-vm-%:       VM_KERNEL = $*
 test-vm-%:       VM_FLAGS = -test.short
 test-vm-6.12:    VM_FLAGS = -test.short -test.skip=/^clsact
-# These took longer than all the rest when a command made thousands of calls on
-# 6.1; it no longer does, but they have not been run to their end there since.
-test-vm-6.1:     VM_FLAGS = -test.short -test.skip=^(TestKilled|TestFailingCalls)$$
 test-vm-referee: VM_KERNEL = 6.12
 test-vm-referee: VM_PACKAGES = referee
 

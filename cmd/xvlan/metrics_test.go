@@ -91,6 +91,7 @@ func TestMetrics(t *testing.T) {
 	if out, err := check.CombinedOutput(); err != nil || len(out) > 0 {
 		t.Errorf("promtool check metrics: %v\n%s", err, out)
 	}
+	w.host.Run(t, "promtool", "check", "rules", "../../metrics/alerts.yml")
 	m1, i1 := w.links(t)[0], w.links(t)[1]
 	of := func(name, netns string) string {
 		return fmt.Sprintf(`{link="%s",netns="%s",parent="eth0"}`, name, netns)
