@@ -144,16 +144,22 @@ func lengthen(spec *ebpf.MapSpec, n uint32) error {
 	return nil
 }
 
+// OnDevice is the context to run a tc program in as if by a frame on a device of
+// the calling thread's network namespace.
+func OnDevice(index int) []byte {
+	const ifindex, size = 40, 44 // in struct __sk_buff
+	ctx := make([]byte, size)
+	binary.NativeEndian.PutUint32(ctx[ifindex:], uint32(index))
+	return ctx
+}
+
 // ErrStrange is returned for a host leg that is none.
 var ErrStrange = errors.New("not a leg of a sub-interface")
 
 // Meet runs xvlan_meet on a host leg of the calling thread's network namespace,
 // which writes down in its sub-interface's record what is at the other end.
 func Meet(prog *ebpf.Program, leg int) error {
-	const ifindex, size = 40, 44 // in struct __sk_buff
-	ctx := make([]byte, size)
-	binary.NativeEndian.PutUint32(ctx[ifindex:], uint32(leg))
-	ret, err := prog.Run(&ebpf.RunOptions{Data: make([]byte, 64), Context: ctx})
+	ret, err := prog.Run(&ebpf.RunOptions{Data: make([]byte, 64), Context: OnDevice(leg)})
 	if err != nil {
 		return fmt.Errorf("look at the other end of device %d: %w", leg, err)
 	}
