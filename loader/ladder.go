@@ -179,20 +179,29 @@ func (h *Host) Probe(parent string) (*Probe, error) {
 		return nil, err
 	}
 	p.Parent, p.Driver = parent, driver(l)
-	if p.Rung, err = h.choose(l, Auto); err != nil {
+	if p.Rung, _, err = h.tryRung(l, true); err != nil {
 		return nil, err
 	}
-	if p.Rung.Rung != maps.RungXDP {
-		return p, nil
+	return p, nil
+}
+
+// tryRung finds the rung that a parent would get, and tells whether native XDP
+// was tried for that, which it is only if attach says so.
+func (h *Host) tryRung(l netlink.Link, attach bool) (rung Rung, tried bool, err error) {
+	if rung, err = h.choose(l, Auto); err != nil || rung.Rung != maps.RungXDP {
+		return rung, false, err
+	}
+	if !attach {
+		return Rung{maps.RungXDP, "if its driver has native XDP, which was not tried; else tc"}, false, nil
 	}
 	switch err := tryXDP(l.Attrs().Index); {
 	case err == nil:
 	case unsupported(err):
-		p.Rung = Rung{maps.RungTC, noXDP(err)}
+		rung = Rung{maps.RungTC, noXDP(err)}
 	default:
-		p.Rung.Reason = fmt.Sprintf("%s, but not now: %v", p.Rung.Reason, err)
+		rung.Reason = fmt.Sprintf("%s, but not now: %v", rung.Reason, err)
 	}
-	return p, nil
+	return rung, true, nil
 }
 
 // noXDP says why native XDP cannot be had, in few words.
