@@ -212,8 +212,14 @@ func frame(dst, src net.HardwareAddr, from, to netip.Addr) []byte {
 	f := append(append(make([]byte, 0, 60), dst...), src...)
 	f = append(f, 8, 0, 0x45, 0, 0, 46, 0, 0, 0x40, 0, 64, 17, 0, 0)
 	f = append(append(f, from.AsSlice()...), to.AsSlice()...)
-	f = append(f, 0, 9, 0, 9, 0, 26, 0, 0)
-	return f[:cap(f)]
+	f = append(f, 0, sinkPort, 0, sinkPort, 0, 26, 0, 0)
+	f = f[:cap(f)]
+	var sum uint32
+	for i := 14; i < 34; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(f[i:]))
+	}
+	binary.BigEndian.PutUint16(f[24:], ^uint16(sum+sum>>16))
+	return f
 }
 
 // runs lists what is measured with the bed's programs.

@@ -84,6 +84,9 @@ func (s *space) do(fn func() error) error {
 	})
 }
 
+// path leads other threads of this process to the namespace.
+func (s *space) path() string { return fmt.Sprintf("/proc/self/fd/%d", int(s.ns)) }
+
 // cable makes a veth pair with one end here and one elsewhere, sets both up and
 // returns the index of the end that is here. A nil MAC is a random one.
 func (s *space) cable(name string, mac net.HardwareAddr, to *space, peer string) (index int, err error) {

@@ -112,7 +112,7 @@ each sub-interface. It takes the words of ip link:
 	f.BoolVarP(&a.details, "details", "d", false, "show more")
 	f.BoolVarP(&a.stats, "statistics", "s", false, "show counters")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done, and verifier logs in full")
-	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.probeCmd(), a.serveCmd(), a.demoCmd(), a.versionCmd())
+	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.versionCmd())
 	return cmd
 }
 
