@@ -150,8 +150,8 @@ func (s *side) close() error {
 	return errors.Join(append(errs, closeSpaces(s.spaces))...)
 }
 
-// What is measured of a side. All but the first is not about the parent's
-// ingress, where rung xdp differs from tc.
+// forwards is what is measured of a side. Rung xdp differs from tc in what comes
+// in by the parent alone, and a veth pair would have to copy a socket's frames for it.
 var forwards = []struct {
 	what, unit string
 	probe      func(*side, *cpu) probe
@@ -183,12 +183,12 @@ func Forward(ctx context.Context, budget Budget) (costs []ForwardCost, err error
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		s, err := newSide(c.kind, c.datapath)
-		if errors.Is(err, loader.ErrUnsupported) {
+		s, failed := newSide(c.kind, c.datapath)
+		if errors.Is(failed, loader.ErrUnsupported) {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("%s on rung %s: %w", c.kind, c.datapath, err)
+		if failed != nil {
+			return nil, fmt.Errorf("%s on rung %s: %w", c.kind, c.datapath, failed)
 		}
 		defer func() { err = errors.Join(err, s.close()) }()
 		for _, f := range forwards {

@@ -162,13 +162,13 @@ func drain(fd, want int) (n int) {
 func (s *side) roundTrip(on *cpu) probe {
 	return func(d time.Duration) (us float64, err error) {
 		answering := make(chan error, 1)
+		go func() { answering <- onThread(func() error { return s.answer(on) }) }()
 		end := time.Now().Add(d)
 		var taken []float64
 		err = onThread(func() error {
 			if err := on.pin(); err != nil {
 				return err
 			}
-			go func() { answering <- onThread(func() error { return s.answer(on) }) }()
 			var buf [64]byte
 			for len(taken) == 0 || time.Now().Before(end) {
 				begin := time.Now()

@@ -10,7 +10,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xvlan/xvlan/bench/measure"
 	"github.com/xvlan/xvlan/lab"
+	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/maps"
 )
 
 // Figures, with the blanks that are before and behind them.
@@ -161,4 +164,52 @@ func TestBenchWithoutBPF(t *testing.T) {
 	r = less("bench")
 	r.refused(t, exitFail)
 	r.says(t, "measure|CAP_BPF")
+}
+
+// What to type is told for the first sub-interface, with the rung where that has
+// to be asked for, and is understood.
+func TestFirstLink(t *testing.T) {
+	for _, tt := range []struct {
+		links int
+		asked bool
+		want  string
+	}{
+		{0, false, "xvlan link add link eth0 name c1 type macvlan mode bridge"},
+		{0, true, "xvlan link add link eth0 name c1 --datapath tc type macvlan mode bridge"},
+		{1, true, ""},
+	} {
+		got := firstLink(&loader.Survey{Name: "eth0", Links: tt.links}, loader.Recommendation{Rung: maps.RungTC, Asked: tt.asked})
+		if got != tt.want {
+			t.Errorf("%d links, asked for %v: %q", tt.links, tt.asked, got)
+		}
+		if got == "" {
+			continue
+		}
+		w := newWorld(t)
+		w.must(t, strings.TrimPrefix(got, "xvlan "))
+		w.must(t, "parent detach eth0")
+	}
+}
+
+// Figures are not taken for good ones where most of them spread widely.
+func TestBusy(t *testing.T) {
+	wide, narrow := measure.Spread{Median: 11, Least: 10, Most: 16}, measure.Spread{Median: 11, Least: 10, Most: 15}
+	for _, tt := range []struct {
+		spreads []measure.Spread
+		want    bool
+	}{
+		{nil, false}, {[]measure.Spread{narrow}, false}, {[]measure.Spread{narrow, wide}, false}, {[]measure.Spread{wide, narrow, wide}, true},
+	} {
+		var res benchResult
+		for i, s := range tt.spreads {
+			if i%2 == 0 {
+				res.forward = append(res.forward, measure.ForwardCost{Cost: s})
+			} else {
+				res.programs = append(res.programs, measure.ProgramCost{NS: s})
+			}
+		}
+		if res.busy() != tt.want {
+			t.Errorf("%v: busy %v", tt.spreads, res.busy())
+		}
+	}
 }

@@ -209,8 +209,12 @@ func printPrograms(out io.Writer, res *benchResult) error {
 	return w.Flush()
 }
 
-// firstLink is what to type for the first sub-interface of a parent.
+// firstLink is what to type for the first sub-interface of a parent; "" where
+// there are some.
 func firstLink(s *loader.Survey, r loader.Recommendation) string {
+	if s.Links > 0 {
+		return ""
+	}
 	datapath := ""
 	if r.Asked {
 		datapath = " --datapath " + r.Rung.String()
@@ -220,7 +224,10 @@ func firstLink(s *loader.Survey, r loader.Recommendation) string {
 
 func printRecommendation(out io.Writer, s *loader.Survey) {
 	r := s.Recommend()
-	fmt.Fprintf(out, "Recommended: rung %s (%s)\n\n    %s\n", r.Rung, r.Reason, firstLink(s, r))
+	fmt.Fprintf(out, "Recommended: rung %s (%s)\n", r.Rung, r.Reason)
+	if line := firstLink(s, r); line != "" {
+		fmt.Fprintf(out, "\n    %s\n", line)
+	}
 	if len(r.Warnings) == 0 {
 		return
 	}
@@ -273,7 +280,7 @@ type childJSON struct {
 
 type recommendationJSON struct {
 	rungJSON
-	Command  string   `json:"command"`
+	Command  string   `json:"command,omitempty"`
 	Warnings []string `json:"warnings"`
 }
 
