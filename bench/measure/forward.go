@@ -165,8 +165,7 @@ var forwards = []struct {
 // Forward compares sub-interfaces of the kernel's drivers with xvlan's: the CPU
 // time of what comes in, from a driver to a socket, and goes out, from a socket to a
 // socket; and the time that a datagram and its answer take. A kind that this
-// kernel has no driver for is left out. What loader.Add cannot do here is an
-// error, loader.ErrTransient among them.
+// kernel has no driver for is left out.
 func Forward(ctx context.Context, budget Budget) (costs []ForwardCost, err error) {
 	end := time.Now().Add(budget.Time)
 	on, err := lastCPU()

@@ -137,9 +137,7 @@ func (a *app) measure(ctx context.Context, spec benchSpec, res *benchResult) (er
 	progress, done := a.progress()
 	defer done()
 	res.forward, err = measure.Forward(ctx, measure.Budget{Time: spec.time * 2 / 3, Progress: func(part float64) { progress(part * 2 / 3) }})
-	if errors.Is(err, loader.ErrTransient) {
-		res.unmeasured = err.Error()
-	} else if err != nil {
+	if err != nil {
 		return fmt.Errorf("measure sub-interfaces: %w", err)
 	}
 	res.programs, err = measure.Programs(ctx, spec.links, measure.Budget{Time: spec.time / 3, Progress: func(part float64) { progress(2./3 + part/3) }})

@@ -238,6 +238,7 @@ func TestPrivateMounts(t *testing.T) {
 	for _, line := range []string{
 		"link add link eth0 c1 type macvlan mode bridge", "parent attach eth0", "parent detach eth1", "link del there",
 		"link add link eth1 c1 type macvlan mode bridge", "link set there netns " + w.inside.Name(),
+		"bench eth0", "bench",
 	} {
 		t.Run(line, func(t *testing.T) {
 			r := private(line)
