@@ -1,15 +1,17 @@
 package maps
 
 import (
-	"encoding/binary"
 	"fmt"
 	"io"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 )
 
 // A section is a map whose only entry is an array, mapped into memory: reading
-// and writing it takes no system call, and leaves the elements beside alone.
+// and writing it takes no system call, and leaves the elements beside alone. T
+// has no pointers and is laid out as the programs have it, so that elements are
+// copied as they are: every command reads all records several times.
 type section[T any] struct {
 	mem  *ebpf.Memory
 	size int // of an element
@@ -22,8 +24,13 @@ func newSection[T any](m *ebpf.Map) (section[T], error) {
 		return section[T]{}, fmt.Errorf("map section: %w", err)
 	}
 	var element T
-	size := binary.Size(element)
+	size := int(unsafe.Sizeof(element))
 	return section[T]{mem, size, int(m.ValueSize()) / size}, nil
+}
+
+// bytes are the memory of elements.
+func (s section[T]) bytes(elements []T) []byte {
+	return unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(elements))), len(elements)*s.size)
 }
 
 // read returns n elements from the index on.
@@ -32,8 +39,7 @@ func (s section[T]) read(index, n int) ([]T, error) {
 		return nil, fmt.Errorf("element %d of %d: %w", index+n-1, s.len, io.EOF)
 	}
 	elements := make([]T, n)
-	r := io.NewSectionReader(s.mem, int64(index*s.size), int64(n*s.size))
-	if err := binary.Read(r, binary.NativeEndian, elements); err != nil {
+	if _, err := s.mem.ReadAt(s.bytes(elements), int64(index*s.size)); err != nil {
 		return nil, fmt.Errorf("element %d: %w", index, err)
 	}
 	return elements, nil
@@ -43,11 +49,7 @@ func (s section[T]) write(index int, element T) error {
 	if index >= s.len {
 		return fmt.Errorf("element %d of %d: %w", index, s.len, io.EOF)
 	}
-	raw, err := binary.Append(nil, binary.NativeEndian, element)
-	if err != nil {
-		return fmt.Errorf("element %d: %w", index, err)
-	}
-	if _, err := s.mem.WriteAt(raw, int64(index*s.size)); err != nil {
+	if _, err := s.mem.WriteAt(s.bytes([]T{element}), int64(index*s.size)); err != nil {
 		return fmt.Errorf("element %d: %w", index, err)
 	}
 	return nil

@@ -300,6 +300,7 @@ func (s *Sub) plain() bool {
 	return s.State == Active && s.Kind == Macvlan && s.VLAN == 0 && s.Class&(ClassBridge|ClassVEPA) != 0
 }
 
+// subFromC takes the MAC over: c is not to change any more.
 func subFromC(c *bpf.XvlanSub) Sub {
 	return Sub{
 		State:    State(c.State),
@@ -312,7 +313,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		NoDst:    c.Flags&bpf.XvlanSubFlagSUB_NODST != 0,
 		Promisc:  c.Flags&bpf.XvlanSubFlagSUB_PROMISC != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
-		MAC:      net.HardwareAddr(bytes.Clone(c.Mac[:])),
+		MAC:      net.HardwareAddr(c.Mac[:]),
 		VLAN:     c.Vlan,
 		Name:     cString(c.Name[:]),
 		Device:   c.Device,
