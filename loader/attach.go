@@ -76,27 +76,24 @@ func openMaps(dir, name string) (*maps.Set, error) {
 	return set, nil
 }
 
-// attach opens a parent, attaching it first if nobody has; made tells which.
-// The caller holds the lock.
-func (h *Host) attach(l netlink.Link, rung Rung, spec AttachSpec) (p *parent, made bool, err error) {
-	if p, err = h.open(l); p != nil || err != nil {
-		return p, false, err
-	}
+// attach attaches a parent that nobody has attached. The caller holds the lock.
+func (h *Host) attach(l netlink.Link, rung Rung, spec AttachSpec) (*parent, error) {
 	if err := ensureFS(); err != nil {
-		return nil, false, err
+		return nil, err
 	}
 	dir := h.folder(l.Attrs().Index).path() + building
 	if err := h.teardown(l.Attrs().Index, dir); err != nil {
-		return nil, false, fmt.Errorf("clear what an interrupted attach left: %w", err)
+		return nil, fmt.Errorf("clear what an interrupted attach left: %w", err)
 	}
 	if err := errors.Join(h.removeLegs(l.Attrs().Index), h.removePending(l.Attrs().Index)); err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	if p, err = h.build(l, dir, rung, spec); err != nil {
-		return nil, false, errors.Join(fmt.Errorf("attach to %s: %w", l.Attrs().Name, err),
+	p, err := h.build(l, dir, rung, spec)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("attach to %s: %w", l.Attrs().Name, err),
 			h.teardown(l.Attrs().Index, dir))
 	}
-	return p, true, nil
+	return p, nil
 }
 
 // build loads everything into the folder dir, attaches it, and renames the
@@ -282,24 +279,24 @@ func (h *Host) Attach(name string, spec AttachSpec) error {
 		return err
 	}
 	defer unlock()
-	rung, err := h.rungOf(l, spec.Datapath)
+	p, rung, err := h.openOn(l, spec.Datapath)
 	if err != nil {
 		return err
 	}
 	if rung.Rung == maps.RungKernel {
 		return fmt.Errorf("parent %s: %w: the kernel rung attaches nothing (%s)", name, ErrUnsupported, rung.Reason)
 	}
-	p, made, err := h.attach(l, rung, spec)
-	if err != nil {
-		return err
-	}
-	defer p.close()
-	if made {
+	if p == nil {
+		if p, err = h.attach(l, rung, spec); err != nil {
+			return err
+		}
+		defer p.close()
 		if err := p.refresh(); err != nil {
 			return errors.Join(err, h.teardown(p.rec.Index, p.dir))
 		}
 		return nil
 	}
+	defer p.close()
 	if spec.Capacity != 0 && spec.Capacity != p.rec.Capacity {
 		return fmt.Errorf("parent %s: capacity %d: %w: it was attached for %d; detach it first", name, spec.Capacity, ErrExists, p.rec.Capacity)
 	}
@@ -367,28 +364,32 @@ func (h *Host) lockParent(name string) (netlink.Link, func(), error) {
 	return l, unlock, nil
 }
 
-// rungOf says which rung a parent stands on, or is to stand on, and refuses a
-// wish for another than it stands on.
-func (h *Host) rungOf(l netlink.Link, want Datapath) (Rung, error) {
-	var now *Rung
-	p, err := h.open(l)
-	if err != nil {
-		return Rung{}, err
+// openOn opens what is attached to a device, nil if nothing is, and says which
+// rung the device stands on, or is to stand on. A wish for another than it stands
+// on is refused. The caller holds the lock.
+func (h *Host) openOn(l netlink.Link, want Datapath) (p *parent, rung Rung, err error) {
+	if p, err = h.open(l); err != nil {
+		return nil, Rung{}, err
 	}
 	if p != nil {
-		now = &Rung{p.rec.Rung, p.rec.Reason}
-		p.close()
-	} else if kernel, err := h.kernelLinks(l.Attrs().Index); err != nil {
-		return Rung{}, err
-	} else if len(kernel) > 0 {
-		now = &Rung{maps.RungKernel, kernel[0].reason()}
+		rung = Rung{p.rec.Rung, p.rec.Reason}
+	} else {
+		kernel, err := h.kernelLinks(l.Attrs().Index)
+		if err != nil {
+			return nil, Rung{}, err
+		}
+		if len(kernel) == 0 {
+			rung, err = h.choose(l, want)
+			return nil, rung, err
+		}
+		rung = Rung{maps.RungKernel, kernel[0].reason()}
 	}
-	if now == nil {
-		return h.choose(l, want)
+	if want != Auto && string(want) != rung.String() {
+		if p != nil {
+			p.close()
+		}
+		return nil, Rung{}, fmt.Errorf("datapath %s: %w: %s stands on %s; detach it first: xvlan parent detach %[3]s",
+			want, ErrExists, l.Attrs().Name, rung)
 	}
-	if want != Auto && string(want) != now.String() {
-		return Rung{}, fmt.Errorf("datapath %s: %w: %s stands on %s; detach it first: xvlan parent detach %[3]s",
-			want, ErrExists, l.Attrs().Name, now)
-	}
-	return *now, nil
+	return p, rung, nil
 }

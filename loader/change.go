@@ -21,6 +21,9 @@ type Selector struct {
 // find returns the one sub-interface that a selector means. A name that
 // several have is the one's in this namespace, if there is one.
 func (h *Host) find(sel Selector) (Link, error) {
+	if l, ok, err := h.findIn(sel); ok || err != nil {
+		return l, err
+	}
 	links, err := h.Links()
 	if err != nil {
 		return Link{}, err
@@ -45,6 +48,46 @@ func (h *Host) find(sel Selector) (Link, error) {
 	}
 	return Link{}, fmt.Errorf("sub-interface %s: %w: several have that name; add one of: %s",
 		sel.Name, ErrInvalid, strings.Join(where, "; "))
+}
+
+// findIn is find in the namespace that the selector names, or else in this one,
+// without a look at all that there is elsewhere. ok is false where that tells
+// nothing, as of devices of the kernel rung.
+func (h *Host) findIn(sel Selector) (l Link, ok bool, err error) {
+	s, err := openSpace(sel.Netns)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrPrivilege) {
+		return l, false, nil
+	}
+	if err != nil {
+		return l, false, err
+	}
+	defer s.close()
+	dev, err := s.nl.LinkByName(sel.Name)
+	if err != nil || dev.Type() != "veth" {
+		return l, false, nil //nolint:nilerr // whoever looks everywhere says what is wrong
+	}
+	leg, err := h.nl.LinkByIndex(dev.Attrs().ParentIndex)
+	if err != nil {
+		return l, false, nil //nolint:nilerr // it is the other end's index in another namespace
+	}
+	nsid := -1
+	if !s.own {
+		if nsid, err = h.nl.GetNetNsIdByFd(int(s.file.Fd())); err != nil {
+			return l, false, fmt.Errorf("read id of netns %s: %w", s.name, err)
+		}
+	}
+	index, id, isLeg := parseLeg(leg.Attrs().Name)
+	if !isLeg || leg.Attrs().ParentIndex != dev.Attrs().Index || leg.Attrs().NetNsID != nsid || s.own != (nsid < 0) {
+		return l, false, nil
+	}
+	err = h.readParent(h.folder(index), func(set *maps.Set, rec maps.Parent) error {
+		links, err := h.linksOf(set, rec, map[int]string{nsid: s.name}, id)
+		if len(links) == 1 && (sel.Parent == "" || sel.Parent == rec.Name) {
+			l, ok = links[0], true
+		}
+		return err
+	})
+	return l, ok, err
 }
 
 // Del removes a sub-interface, and with the last one leaves the parent as it

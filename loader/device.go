@@ -28,7 +28,9 @@ const portLegMTU = 3498
 
 // legName is the host leg's name, derived from what cannot repeat in its
 // namespace: 15 characters at most.
-func legName(index int, id maps.ID) string { return fmt.Sprintf("xv%x-%x", index, id) }
+func legName(index int, id maps.ID) string {
+	return "xv" + strconv.FormatInt(int64(index), 16) + "-" + strconv.FormatUint(uint64(id), 16)
+}
 
 // parseLeg undoes legName; ok is false for any other name.
 func parseLeg(name string) (index int, id maps.ID, ok bool) {
@@ -219,11 +221,10 @@ func (h *Host) addVeth(leg string, in *space, spec *LinkSpec) (index int, err er
 		}
 		return 0, fmt.Errorf("add veth pair: %w", err)
 	}
-	l, err := h.nl.LinkByName(leg)
-	if err != nil {
-		return 0, fmt.Errorf("find host leg: %w", err)
+	if veth.Index == 0 { // LinkAdd has looked for it
+		return 0, fmt.Errorf("find host leg %s: %w", leg, ErrNotFound)
 	}
-	return l.Attrs().Index, nil
+	return veth.Index, nil
 }
 
 // hideLeg keeps the host's stack off the host leg: no IPv6, no ARP.

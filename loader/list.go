@@ -98,22 +98,27 @@ func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {
 		if f.cookie != h.cookie {
 			continue
 		}
-		set, err := openMaps(f.path(), h.nameOf(f.index))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		rec, err := set.Parent()
-		if err == nil {
-			err = fn(set, rec)
-		}
-		if err := errors.Join(err, set.Close()); err != nil {
+		if err := h.readParent(f, fn); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// readParent opens the maps of one parent, if it is there.
+func (h *Host) readParent(f folder, fn func(set *maps.Set, rec maps.Parent) error) error {
+	set, err := openMaps(f.path(), h.nameOf(f.index))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	rec, err := set.Parent()
+	if err == nil {
+		err = fn(set, rec)
+	}
+	return errors.Join(err, set.Close())
 }
 
 // nameOf returns what a device is called now, for people.
@@ -134,7 +139,7 @@ func (h *Host) Links() ([]Link, error) {
 	}
 	var all []Link
 	err = h.eachParent(func(set *maps.Set, rec maps.Parent) error {
-		links, err := h.linksOf(set, rec, names)
+		links, err := h.linksOf(set, rec, names, 0)
 		all = append(all, links...)
 		return err
 	})
@@ -156,7 +161,8 @@ func (h *Host) Links() ([]Link, error) {
 	return all, nil
 }
 
-func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]Link, error) {
+// linksOf lists a parent's sub-interfaces, or the one of an id that is not 0.
+func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, only maps.ID) ([]Link, error) {
 	subs, err := set.Subs()
 	if err != nil {
 		return nil, err
@@ -182,7 +188,7 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string) ([]
 	var all []Link
 	for i, s := range subs {
 		id := maps.ID(i)
-		if s.State != maps.Active {
+		if s.State != maps.Active || only != 0 && id != only {
 			continue
 		}
 		l := Link{

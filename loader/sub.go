@@ -35,7 +35,7 @@ func (h *Host) Add(spec LinkSpec) error {
 		return err
 	}
 	defer unlock()
-	rung, err := h.rungOf(l, spec.Datapath)
+	p, rung, err := h.openOn(l, spec.Datapath)
 	if err != nil {
 		return err
 	}
@@ -45,9 +45,10 @@ func (h *Host) Add(spec LinkSpec) error {
 	if rung.Rung == maps.RungKernel {
 		return h.addKernel(l, rung, in, &spec)
 	}
-	p, _, err := h.attach(l, rung, AttachSpec{})
-	if err != nil {
-		return err
+	if p == nil {
+		if p, err = h.attach(l, rung, AttachSpec{}); err != nil {
+			return err
+		}
 	}
 	defer p.close()
 	if err := p.refresh(); err != nil {
@@ -65,7 +66,11 @@ func (h *Host) Add(spec LinkSpec) error {
 // killed, remove undoes. A pending sub-interface may send, so that duplicate
 // address detection, which starts when it is set up, does not pass unheard.
 func (p *parent) add(in *space, spec *LinkSpec) (err error) {
-	if err := p.unique(spec); err != nil {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	if err := p.unique(spec, subs); err != nil {
 		return err
 	}
 	if spec.Port {
@@ -79,7 +84,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	case spec.MAC == nil:
 		spec.MAC = randomMAC()
 	}
-	id, sub, err := p.takeID()
+	id, sub, err := p.takeID(subs)
 	if err != nil {
 		return err
 	}
@@ -133,11 +138,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 
 // unique refuses what a sibling, the host or a gateway has: MACs, addresses,
 // or, if it is passthru, the parent.
-func (p *parent) unique(spec *LinkSpec) error {
-	subs, err := p.maps.Subs()
-	if err != nil {
-		return err
-	}
+func (p *parent) unique(spec *LinkSpec, subs []maps.Sub) error {
 	for _, s := range subs {
 		if s.State != maps.Free && (s.Mode == maps.Passthru || spec.Mode == maps.Passthru) {
 			return fmt.Errorf("mode passthru: %w: it leaves nothing for siblings, and %s has %s (mode %s) on it",
@@ -183,11 +184,7 @@ func (p *parent) addrTaken(addr string, d maps.Dest) error {
 
 // takeID finds the free id that has been so for longest, and prepares it. The
 // new generation voids whatever entries its last owner left.
-func (p *parent) takeID() (maps.ID, maps.Sub, error) {
-	subs, err := p.maps.Subs()
-	if err != nil {
-		return 0, maps.Sub{}, err
-	}
+func (p *parent) takeID(subs []maps.Sub) (maps.ID, maps.Sub, error) {
 	for i := range p.rec.Capacity {
 		id := maps.ID((uint32(p.rec.LastID)+i)%p.rec.Capacity + 1)
 		if subs[id].State != maps.Free {

@@ -110,8 +110,11 @@ func (h *Host) sweepFolder(f folder, alive func(index int) error) error {
 // they outlive their devices, and say so. Where programs are attached by
 // clsact filters there are none, and nobody can tell.
 func dead(dir string) bool {
+	if !orphaned(filepath.Join(dir, pinRX)) {
+		return false
+	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || !orphaned(filepath.Join(dir, pinRX)) {
+	if err != nil {
 		return false
 	}
 	for _, e := range entries {

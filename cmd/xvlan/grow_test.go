@@ -1,0 +1,38 @@
+package main
+
+import (
+	"fmt"
+	"testing"
+)
+
+// Making and removing one takes the same calls however many there are. (Each of
+// the others takes an ioctl, by which it is seen that it is still there, and for
+// which a trace is too coarse.)
+func TestCallsDoNotGrow(t *testing.T) {
+	w := seal(t)
+	in := w.inside.Name()
+	add := func(i int) string {
+		return fmt.Sprintf("link add link eth0 c%d addr 10.77.1.%[1]d/16 netns %s type macvlan mode bridge", i, in)
+	}
+	calls := func(line string) int {
+		tr := w.trace(t, line, "")
+		if tr.code != exitOK {
+			t.Fatalf("%s: exit status %d\n%s", line, tr.code, tr.err)
+		}
+		return len(tr.calls)
+	}
+	both := func(i int) [2]int {
+		return [2]int{calls(add(i)), calls(fmt.Sprintf("link del c%d netns %s", i, in))}
+	}
+	w.must(t, add(1))
+	few := both(2)
+	for i := 2; i < 40; i++ {
+		w.must(t, add(i))
+	}
+	// A dump that something comes between is made again.
+	const again = 10
+	if crowd := both(40); crowd[0] > few[0]+again || crowd[1] > few[1]+again {
+		t.Errorf("adding and deleting takes %d calls beside 39, %d beside 1", crowd, few)
+	}
+	w.must(t, "parent detach eth0")
+}
