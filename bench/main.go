@@ -27,6 +27,7 @@ type bench struct {
 	rounds int
 	time   time.Duration // for each contender in each round
 	cpus   *cpus
+	large  bool // with what takes minutes
 }
 
 // A testCase makes its own world and returns its rows.
@@ -42,6 +43,7 @@ var cases = []testCase{
 	{"nobody", (*bench).nobody},
 	{"send", (*bench).send},
 	{"broadcast", (*bench).broadcast},
+	{"control", (*bench).control},
 }
 
 func caseNames() string {
@@ -57,6 +59,7 @@ func main() {
 	flag.IntVar(&b.rounds, "rounds", 9, "how many `times` everything is measured; the median counts")
 	flag.DurationVar(&b.time, "time", 250*time.Millisecond, "how long each contender is measured in each round")
 	only := flag.String("only", caseNames(), "the `cases` to run, with commas between")
+	flag.BoolVar(&b.large, "large", false, "also make 10,000 sub-interfaces, in case control")
 	path := flag.String("json", "", "also write the results to this `file`; - is standard output")
 	counting := flag.Bool("count", false, "count instructions, by pktgen, in a machine whose clock counts them (lab/vm -icount)")
 	short := flag.Bool("short", false, "count xvlan alone, with one destination")

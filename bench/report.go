@@ -20,6 +20,7 @@ type row struct {
 	Less    bool    `json:"less_is_better"`
 	Goal    float64 `json:"goal,omitempty"` // 0: none is set
 	Ratios  series  `json:"ratios"`
+	Missing string  `json:"missing,omitempty"` // why there are no figures
 }
 
 // compare makes a row of two contenders' figures.
@@ -36,6 +37,9 @@ func compare(what, unit string, macvlan, xvlan series) *row {
 		Ratios:  ratios,
 	}
 }
+
+// missing is a row of what cannot be measured.
+func missing(what, why string) *row { return &row{What: what, Missing: why} }
 
 // lessIsBetter marks a row of latencies or the like.
 func (r *row) lessIsBetter() *row {
@@ -99,6 +103,10 @@ func table(w io.Writer, rows []*row) error {
 	for _, r := range rows {
 		if err != nil {
 			break
+		}
+		if r.Missing != "" {
+			_, err = fmt.Fprintf(w, "| %s | %s | | | | | | | %s |\n", r.Case, r.What, r.Missing)
+			continue
 		}
 		_, err = fmt.Fprintf(w, "| %s | %s | %s | %.4g | %.4g | %.2f | %.2f..%.2f | %s | %s |\n",
 			r.Case, r.What, r.Unit, r.Macvlan, r.Xvlan, r.Ratio, r.Min, r.Max, r.goalText(), r.verdict())
