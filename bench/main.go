@@ -44,6 +44,7 @@ var cases = []testCase{
 	{"send", (*bench).send},
 	{"broadcast", (*bench).broadcast},
 	{"control", (*bench).control},
+	{"function", (*bench).function},
 }
 
 func caseNames() string {

@@ -121,8 +121,8 @@ type generator struct {
 }
 
 // newGenerator makes one for the device with this index; 0 drops each frame at
-// once. Receivers, a power of two, are addressed in turn: the last byte of the
-// destination MAC goes from 1 to that number; 0 leaves it as it is.
+// once. Receivers are addressed in turn: the last two bytes of the destination
+// MAC go from 1 to that number; 0 leaves it as it is.
 func newGenerator(ifindex, receivers int) (*generator, error) {
 	next, err := newCounter()
 	if err != nil {
@@ -143,9 +143,10 @@ func newGenerator(ifindex, receivers int) (*generator, error) {
 	}
 	if receivers > 0 {
 		insns = append(insns,
-			asm.And.Imm(asm.R1, int32(receivers-1)),
+			asm.Mod.Imm(asm.R1, int32(receivers)),
 			asm.Add.Imm(asm.R1, 1),
-			asm.StoreMem(asm.R2, 5, asm.R1, asm.Byte))
+			asm.HostTo(asm.BE, asm.R1, asm.Half),
+			asm.StoreMem(asm.R2, 4, asm.R1, asm.Half))
 	}
 	if ifindex > 0 {
 		insns = append(insns, asm.Mov.Imm(asm.R1, int32(ifindex)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call())

@@ -31,6 +31,9 @@ const (
 	xvlan    kind = "xvlan"  // as macvlan
 	xvlanIP  kind = "xvlanip"
 	xvlanL3  kind = "xvlanl3"
+	// The same as macvlan, for parents with rules that count.
+	macvlanNFT    kind = "macvlannft"
+	macvlanFlower kind = "macvlanflower"
 	// A parent without any, to measure what all have in common.
 	bareXDP kind = "barexdp"
 	bareTC  kind = "baretc"
@@ -234,7 +237,7 @@ func (s *side) addKernel(parent netlink.Link, i int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Namespace = subName(i), netlink.NsFd(s.box(i).ns)
 	switch s.kind {
-	case macvlan:
+	case macvlan, macvlanNFT, macvlanFlower:
 		attrs.ParentIndex, attrs.HardwareAddr = parent.Attrs().Index, subMAC(i)
 		return s.host.nl.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
 	case ipvlan, ipvlanL3:
