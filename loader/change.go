@@ -64,11 +64,11 @@ func (h *Host) findIn(sel Selector) (l Link, ok bool, err error) {
 	defer s.close()
 	dev, err := s.nl.LinkByName(sel.Name)
 	if err != nil || dev.Type() != "veth" {
-		return l, false, nil //nolint:nilerr // whoever looks everywhere says what is wrong
+		return l, false, nil // whoever looks everywhere says what is wrong
 	}
 	leg, err := h.nl.LinkByIndex(dev.Attrs().ParentIndex)
 	if err != nil {
-		return l, false, nil //nolint:nilerr // it is the other end's index in another namespace
+		return l, false, nil // it is the other end's index in another namespace
 	}
 	nsid := -1
 	if !s.own {

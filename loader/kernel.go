@@ -305,7 +305,7 @@ func moveAs(index int, in *space, name string) error {
 func (s *space) del(name string) error {
 	l, err := s.nl.LinkByName(name)
 	if err != nil || !isKernelLink(l, pendingAlias) {
-		return nil //nolint:nilerr // not there, or not ours
+		return nil // not there, or not ours
 	}
 	if err := s.nl.LinkDel(l); err != nil {
 		return fmt.Errorf("delete %s: %w", name, err)

@@ -175,7 +175,12 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, onl
 	if err != nil {
 		return nil, err
 	}
-	stats, err := set.AllStats()
+	stats := make([]maps.Stats, len(subs))
+	if only != 0 {
+		stats[only], err = set.Stats(only)
+	} else {
+		stats, err = set.AllStats()
+	}
 	if err != nil {
 		return nil, err
 	}

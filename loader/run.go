@@ -215,7 +215,7 @@ func flock(name string, how int) (unlock func(), err error) {
 func sweepLocks() error {
 	entries, err := os.ReadDir(lockDir)
 	if err != nil {
-		return nil //nolint:nilerr // there are none, or they are not ours to see
+		return nil // there are none, or they are not ours to see
 	}
 	for _, e := range entries {
 		f, ok := parseFolder(e.Name())

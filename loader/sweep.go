@@ -302,7 +302,7 @@ func (p *parent) isInner(index int) (bool, error) {
 	}
 	leg, err := p.h.nl.LinkByIndex(l.Attrs().ParentIndex)
 	if err != nil {
-		return false, nil //nolint:nilerr // its peer is gone or elsewhere: no leg of ours
+		return false, nil // its peer is gone or elsewhere: no leg of ours
 	}
 	of, _, ok := parseLeg(leg.Attrs().Name)
 	return ok && of == p.rec.Index, nil
