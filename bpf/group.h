@@ -19,16 +19,27 @@
 
 enum membership { GROUP_JOINED, GROUP_NOT, GROUP_MANY };
 
-/* Whether a sub-interface is to get what is sent to a group's MAC. What is not
- * known, or cannot be read, is taken for joined. The list is the kernel's, whose
- * entries outlive their removal for as long as a program runs. */
-static __always_inline enum membership membership(const struct sub *sub, const __u8 *mac)
+/* A group's MAC in a register, behind 2 bytes of zero. */
+static __always_inline __u64 group_of(const __u8 *mac)
 {
-	struct net_device *dev = (void *)sub->device;
+	__u64 group = 0;
+
+	__builtin_memcpy((__u8 *)&group + 2, mac, ETH_ALEN);
+	return group;
+}
+
+/* Whether a device is to get what is sent to a group. What is not known, or
+ * cannot be read, is taken for joined. The list is the kernel's, whose entries
+ * outlive their removal for as long as a program runs. A global function, so
+ * that the verifier goes through the loop once, not for each path that comes
+ * here: that is half of its work. */
+__noinline int membership(__u64 device, __u64 group)
+{
+	struct net_device *dev = (void *)device;
 	struct list_head *head, *next = NULL;
-	struct netdev_hw_addr *group;
+	struct netdev_hw_addr *joined;
 	unsigned int flags = 0;
-	__u8 addr[8] __attribute__((aligned(8))) = {}; /* the MAC behind 2 bytes, for mac_eq */
+	__u8 addr[ETH_ALEN];
 
 	if (!dev)
 		return GROUP_JOINED;
@@ -40,9 +51,9 @@ static __always_inline enum membership membership(const struct sub *sub, const _
 	for (int n = 0; n < GROUPS_MAX; n++) {
 		if (next == head)
 			return GROUP_NOT;
-		group = (void *)next - bpf_core_field_offset(struct netdev_hw_addr, list);
-		if (bpf_core_read(addr + 2, ETH_ALEN, &group->addr) || mac_eq(addr + 2, mac) ||
-		    bpf_core_read(&next, sizeof(next), &group->list.next))
+		joined = (void *)next - bpf_core_field_offset(struct netdev_hw_addr, list);
+		if (bpf_core_read(addr, ETH_ALEN, &joined->addr) || group_of(addr) == group ||
+		    bpf_core_read(&next, sizeof(next), &joined->list.next))
 			return GROUP_JOINED;
 	}
 	return GROUP_MANY;

@@ -526,7 +526,7 @@ struct flood {
 /* Whether a member is left out. Counts one whose groups are too many to look. */
 static __always_inline bool not_joined(const struct flood *f, const struct sub *sub, __u32 id)
 {
-	enum membership m = membership(sub, f->dst);
+	enum membership m = membership(sub->device, group_of(f->dst));
 
 	if (m == GROUP_MANY)
 		count(id, VERDICT_GROUP_MANY, (struct size){.packets = 1});
