@@ -89,23 +89,39 @@ test-vm-6.12:    VM_FLAGS = -test.short -test.skip=/^clsact
 test-vm-referee: VM_KERNEL = 6.12
 test-vm-referee: VM_PACKAGES = referee
 
+# The commit that a report is of; the report itself does not make it another.
+REPORT := bench/report bench/baseline.json
+COMMIT := $(shell git describe --always --abbrev=12 2>/dev/null || echo unknown)$(shell \
+            git diff --quiet HEAD -- . $(REPORT:%=':!%') 2>/dev/null || echo -dirty)
+
+.PHONY: bench-tools
+bench-tools:
+	$(call need,$(NEED_GO))
+	CGO_ENABLED=0 go build -ldflags "-X main.commit=$(COMMIT)" -o bin/bench ./bench
+
+WRITE_REPORT := bin/bench -report bench/report -baseline bench/baseline.json
+
 .PHONY: bench
-bench: ## measure against the kernel's macvlan, interleaved, and print the ratios
-	$(call need,$(NEED_GO) $(NEED_TEST))
-	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" go run ./bench
+bench: bench-tools ## measure against the kernel's macvlan, interleaved, and write bench/report
+	$(SUDO) bin/bench -json bin/ratios.json
+	$(WRITE_REPORT) -from bin/ratios.json
+
+.PHONY: bench-report
+bench-report: bench-tools ## write bench/report anew from what was measured
+	$(WRITE_REPORT) -from bench/report/ratios.json
 
 .PHONY: count-tools
-count-tools:
-	$(call need,$(NEED_GO) $(NEED_VM))
+count-tools: bench-tools
+	$(call need,$(NEED_VM))
 	CGO_ENABLED=0 go build -o bin/vm ./lab/vm
-	CGO_ENABLED=0 go build -o bin/bench ./bench
 
-COUNT := PATH=$$PATH:/usr/sbin:/sbin bin/vm -kernel 6.12 -icount -timeout 30m -- bin/bench -count
+COUNT := PATH=$$PATH:/usr/sbin:/sbin bin/vm -kernel 6.12 -icount -timeout 45m -- bin/bench -count
 
 .PHONY: bench-count
-bench-count: count-tools ## count the instructions a frame takes, in a virtual machine, into bench/baseline.json
+bench-count: count-tools ## count the instructions a frame takes, in a virtual machine, into bench/baseline.json and bench/report
 	$(COUNT) -json - > bin/count.json
 	mv bin/count.json bench/baseline.json
+	$(WRITE_REPORT) -from bench/report/ratios.json
 
 .PHONY: check-count
 check-count: count-tools ## fail where a frame takes over 2 % more instructions than bench/baseline.json says

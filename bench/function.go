@@ -100,11 +100,18 @@ func (b *bench) functionBy(ctx context.Context, have []tally, subs int) (rows []
 				return nil, err
 			}
 		}
-		k, err := p.sink(s.receiveHook(), func(k *sink) error { return s.sinkAll(k, subs) })
+		if s.kind == bareXDP {
+			s.inside, err = newSink(xdpHook)
+			if err == nil {
+				err = s.inside.on(s.host, parentDev)
+			}
+		} else {
+			err = s.sinkAll(subs)
+		}
 		if err != nil {
 			return nil, err
 		}
-		if err := p.generate(b, s, k, smallFrame(subMAC(1)), subs); err != nil {
+		if err := p.generate(b, s, s.inside, smallFrame(subMAC(1), subAddr(1)), byMAC(subs)); err != nil {
 			return nil, err
 		}
 	}

@@ -1,6 +1,7 @@
 // Bench compares xvlan with the kernel's macvlan in bridge mode, side by side
-// in one run, and prints a table of ratios. It must run as root, and makes
-// network namespaces and devices of its own, which it takes away again.
+// in one run, and prints a table of ratios; with -report it writes a report with
+// charts. It must run as root, and makes network namespaces and devices of its
+// own, which it takes away again.
 //
 // Machines differ and are never quiet, so only the ratios mean anything:
 // contenders take short turns, and what is shown is the median of the rounds
@@ -27,24 +28,26 @@ type bench struct {
 	rounds int
 	time   time.Duration // for each contender in each round
 	cpus   *cpus
-	large  bool // with what takes minutes
+	large  bool           // with what takes minutes
+	worlds map[int]*world // that cases share, by the number of sub-interfaces
 }
 
 // A testCase makes its own world and returns its rows.
 type testCase struct {
-	name string
-	run  func(*bench, context.Context) ([]*row, error)
+	name, title string
+	run         func(*bench, context.Context) ([]*row, error)
 }
 
 var cases = []testCase{
-	{"tcp", (*bench).tcp},
-	{"latency", (*bench).latency},
-	{"receive", (*bench).receive},
-	{"nobody", (*bench).nobody},
-	{"send", (*bench).send},
-	{"broadcast", (*bench).broadcast},
-	{"control", (*bench).control},
-	{"function", (*bench).function},
+	{"tcp", "Bulk TCP", (*bench).tcp},
+	{"latency", "Question and answer", (*bench).latency},
+	{"receive", "Small frames in", (*bench).receive},
+	{"nobody", "Frames for nobody", (*bench).nobody},
+	{"send", "Small frames out", (*bench).send},
+	{"broadcast", "Frames for everybody", (*bench).broadcast},
+	{"addresses", "Many addresses", (*bench).addresses},
+	{"control", "Making and removing", (*bench).control},
+	{"function", "Equal function", (*bench).function},
 }
 
 func caseNames() string {
@@ -55,24 +58,28 @@ func caseNames() string {
 	return strings.Join(names, ",")
 }
 
+// options are what the flags say.
+type options struct {
+	only, json, report, from, baseline string
+	counting, short                    bool
+}
+
 func main() {
 	var b bench
+	var o options
 	flag.IntVar(&b.rounds, "rounds", 9, "how many `times` everything is measured; the median counts")
 	flag.DurationVar(&b.time, "time", 250*time.Millisecond, "how long each contender is measured in each round")
-	only := flag.String("only", caseNames(), "the `cases` to run, with commas between")
+	flag.StringVar(&o.only, "only", caseNames(), "the `cases` to run, with commas between")
 	flag.BoolVar(&b.large, "large", false, "also make 10,000 sub-interfaces, in case control")
-	path := flag.String("json", "", "also write the results to this `file`; - is standard output")
-	counting := flag.Bool("count", false, "count instructions, by pktgen, in a machine whose clock counts them (lab/vm -icount)")
-	short := flag.Bool("short", false, "count xvlan alone, with one destination")
-	baseline := flag.String("baseline", "", "fail where a count is over that in this `file` by more than 2 %")
+	flag.StringVar(&o.json, "json", "", "also write the results to this `file`; - is standard output")
+	flag.StringVar(&o.report, "report", "", "write a report with charts into this `folder`, with the counts of -baseline")
+	flag.StringVar(&o.from, "from", "", "measure nothing, take the results from this `file`")
+	flag.BoolVar(&o.counting, "count", false, "count instructions, by pktgen, in a machine whose clock counts them (lab/vm -icount)")
+	flag.BoolVar(&o.short, "short", false, "count xvlan alone, with one destination")
+	flag.StringVar(&o.baseline, "baseline", "", "counts in a `file`: with -count fail where one is over them by more than 2 %")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
-	var err error
-	if *counting {
-		err = b.count(ctx, *short, *path, *baseline)
-	} else {
-		err = b.main(ctx, strings.Split(*only, ","), *path)
-	}
+	err := b.main(ctx, o)
 	stop()
 	if errors.Is(err, context.Canceled) {
 		err = errors.New("interrupted")
@@ -83,67 +90,81 @@ func main() {
 	}
 }
 
-func (b *bench) main(ctx context.Context, only []string, path string) (err error) {
+func (b *bench) main(ctx context.Context, o options) error {
 	if b.rounds < 1 || flag.NArg() > 0 {
 		return errors.New("at least one round and no arguments; -h lists the flags")
 	}
-	for _, name := range only {
-		if !slices.ContainsFunc(cases, func(c testCase) bool { return c.name == name }) {
-			return fmt.Errorf("no case %q; there are %s", name, caseNames())
+	if o.report != "" && o.baseline == "" {
+		return errors.New("-report takes -baseline, with the counts to report")
+	}
+	var res results
+	if o.from != "" {
+		if err := readJSON(o.from, &res); err != nil {
+			return err
+		}
+	} else {
+		if unix.Geteuid() != 0 {
+			return errors.New("run as root: it makes network namespaces and loads BPF programs")
+		}
+		this, err := thisMachine()
+		if err != nil {
+			return err
+		}
+		if o.counting {
+			return countMain(ctx, this, o)
+		}
+		res.machine, res.Rounds = this, b.rounds
+		if res.Rows, err = b.measure(ctx, strings.Split(o.only, ",")); err != nil {
+			return err
+		}
+		fmt.Printf("xvlan against macvlan, Linux %s, median of %d rounds\n", res.Kernel, res.Rounds)
+		if err := writeTables(os.Stdout, res.Rows); err != nil {
+			return err
 		}
 	}
-	kernel, err := b.prepare()
-	if err != nil {
+	if o.json != "" {
+		if err := writeJSON(o.json, res); err != nil {
+			return err
+		}
+	}
+	if o.report == "" {
+		return nil
+	}
+	var counts counted
+	if err := readJSON(o.baseline, &counts); err != nil {
 		return err
 	}
-	res := results{Kernel: kernel, Rounds: b.rounds}
+	return writeReport(o.report, res, counts)
+}
+
+// measure runs the cases named.
+func (b *bench) measure(ctx context.Context, only []string) (rows []*row, err error) {
+	for _, name := range only {
+		if !slices.ContainsFunc(cases, func(c testCase) bool { return c.name == name }) {
+			return nil, fmt.Errorf("no case %q; there are %s", name, caseNames())
+		}
+	}
+	if b.cpus, err = findCPUs(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, w := range b.worlds {
+			err = errors.Join(err, w.close())
+		}
+	}()
 	for _, c := range cases {
 		if !slices.Contains(only, c.name) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "%s ...\n", c.name)
-		rows, err := c.run(b, ctx)
+		some, err := c.run(b, ctx)
 		if err != nil {
-			return fmt.Errorf("case %s: %w", c.name, err)
+			return nil, fmt.Errorf("case %s: %w", c.name, err)
 		}
-		for _, r := range rows {
+		for _, r := range some {
 			r.Case = c.name
 		}
-		res.Rows = append(res.Rows, rows...)
+		rows = append(rows, some...)
 	}
-	fmt.Printf("xvlan against macvlan, Linux %s, median of %d rounds\n\n", res.Kernel, res.Rounds)
-	if err := table(os.Stdout, res.Rows); err != nil {
-		return err
-	}
-	fmt.Print(notes)
-	if path == "" {
-		return nil
-	}
-	return writeJSON(path, res)
-}
-
-// prepare finds out what it runs on and returns the kernel's version.
-func (b *bench) prepare() (kernel string, err error) {
-	if unix.Geteuid() != 0 {
-		return "", errors.New("run as root: it makes network namespaces and loads BPF programs")
-	}
-	if b.cpus, err = findCPUs(); err != nil {
-		return "", err
-	}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
-		return "", fmt.Errorf("read kernel version: %w", err)
-	}
-	return unix.ByteSliceToString(uts.Release[:]), nil
-}
-
-func (b *bench) count(ctx context.Context, short bool, path, baseline string) error {
-	if flag.NArg() > 0 {
-		return errors.New("no arguments; -h lists the flags")
-	}
-	kernel, err := b.prepare()
-	if err != nil {
-		return err
-	}
-	return countMain(ctx, kernel, short, path, baseline)
+	return rows, nil
 }

@@ -120,10 +120,44 @@ type generator struct {
 	prog *ebpf.Program
 }
 
+// A rotation is how a generator addresses many receivers in turn: it writes a
+// number into 16 bits of each frame, which goes from first on to one less than
+// first + count and begins anew. A count of 0 leaves frames as they are.
+type rotation struct {
+	offset, first, count int
+	stride               int  // 1, or a number without a divisor in common with count
+	id                   bool // also write the complement into the IP header's id, so that smallFrame's checksum stays right
+}
+
+// byMAC goes through sub-interfaces of their own MACs.
+func byMAC(subs int) rotation { return rotation{offset: 4, first: 1, count: subs, stride: 1} }
+
+// byAddr goes through addresses from one on, here and there as traffic does.
+func byAddr(first, count int) rotation {
+	return rotation{offset: ipOffset + 18, first: first, count: count, stride: 40_503, id: true}
+}
+
+// instructions write the number made of the counter in R1 into the frame at R2.
+func (r rotation) instructions() asm.Instructions {
+	if r.count == 0 {
+		return nil
+	}
+	insns := asm.Instructions{
+		asm.Mul.Imm(asm.R1, int32(r.stride)),
+		asm.Mod.Imm(asm.R1, int32(r.count)),
+		asm.Add.Imm(asm.R1, int32(r.first)),
+		asm.HostTo(asm.BE, asm.R1, asm.Half),
+		asm.StoreMem(asm.R2, int16(r.offset), asm.R1, asm.Half),
+	}
+	if r.id {
+		insns = append(insns, asm.Xor.Imm(asm.R1, 0xffff), asm.StoreMem(asm.R2, ipOffset+4, asm.R1, asm.Half))
+	}
+	return insns
+}
+
 // newGenerator makes one for the device with this index; 0 drops each frame at
-// once. Receivers are addressed in turn: the last two bytes of the destination
-// MAC go from 1 to that number; 0 leaves it as it is.
-func newGenerator(ifindex, receivers int) (*generator, error) {
+// once.
+func newGenerator(ifindex int, r rotation) (*generator, error) {
 	next, err := newCounter()
 	if err != nil {
 		return nil, err
@@ -132,7 +166,7 @@ func newGenerator(ifindex, receivers int) (*generator, error) {
 		asm.LoadMem(asm.R2, asm.R1, 0, asm.Word), // data
 		asm.LoadMem(asm.R3, asm.R1, 4, asm.Word), // data_end
 		asm.Mov.Reg(asm.R4, asm.R2),
-		asm.Add.Imm(asm.R4, 14),
+		asm.Add.Imm(asm.R4, ipOffset+20),
 		asm.Mov.Imm(asm.R0, xdpDrop),
 		asm.JGT.Reg(asm.R4, asm.R3, "exit"),
 		asm.LoadMapValue(asm.R5, next.FD(), 0),
@@ -141,13 +175,7 @@ func newGenerator(ifindex, receivers int) (*generator, error) {
 		asm.Add.Imm(asm.R3, 1),
 		asm.StoreMem(asm.R5, 0, asm.R3, asm.DWord),
 	}
-	if receivers > 0 {
-		insns = append(insns,
-			asm.Mod.Imm(asm.R1, int32(receivers)),
-			asm.Add.Imm(asm.R1, 1),
-			asm.HostTo(asm.BE, asm.R1, asm.Half),
-			asm.StoreMem(asm.R2, 4, asm.R1, asm.Half))
-	}
+	insns = append(insns, r.instructions()...)
 	if ifindex > 0 {
 		insns = append(insns, asm.Mov.Imm(asm.R1, int32(ifindex)), asm.Mov.Imm(asm.R2, 0), asm.FnRedirect.Call())
 	}

@@ -3,38 +3,40 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
+	"math"
 	"os"
+	"strings"
 )
 
-// A row compares xvlan with the kernel's macvlan in one respect.
+// A row compares xvlan with the kernel's macvlan in one respect, or with
+// itself.
 type row struct {
-	Case    string  `json:"case"`
-	What    string  `json:"what"`
-	Unit    string  `json:"unit"`
-	Macvlan float64 `json:"macvlan"` // medians of the rounds
-	Xvlan   float64 `json:"xvlan"`
-	Ratio   float64 `json:"ratio"` // median of the rounds' ratios, xvlan to macvlan
-	Min     float64 `json:"min"`
-	Max     float64 `json:"max"`
-	Less    bool    `json:"less_is_better"`
-	Goal    float64 `json:"goal,omitempty"` // 0: none is set
-	Ratios  series  `json:"ratios"`
-	Missing string  `json:"missing,omitempty"` // why there are no figures
+	Case       string     `json:"case"`
+	What       string     `json:"what"`
+	Unit       string     `json:"unit"`
+	Contenders [2]string  `json:"contenders"`
+	Medians    [2]float64 `json:"medians"` // of the rounds
+	Ratio      float64    `json:"ratio"`   // median of the rounds' ratios, second to first
+	Min        float64    `json:"min"`
+	Max        float64    `json:"max"`
+	Less       bool       `json:"less_is_better"`
+	Goal       float64    `json:"goal,omitempty"` // 0: none is set
+	Ratios     series     `json:"ratios"`
+	Missing    string     `json:"missing,omitempty"` // why there are no figures
 }
 
-// compare makes a row of two contenders' figures.
+// compare makes a row of macvlan's and xvlan's figures.
 func compare(what, unit string, macvlan, xvlan series) *row {
 	ratios := xvlan.per(macvlan)
 	return &row{
-		What:    what,
-		Unit:    unit,
-		Macvlan: macvlan.quantile(0.5),
-		Xvlan:   xvlan.quantile(0.5),
-		Ratio:   ratios.quantile(0.5),
-		Min:     ratios.quantile(0),
-		Max:     ratios.quantile(1),
-		Ratios:  ratios,
+		What:       what,
+		Unit:       unit,
+		Contenders: [2]string{"macvlan", "xvlan"},
+		Medians:    [2]float64{macvlan.quantile(0.5), xvlan.quantile(0.5)},
+		Ratio:      ratios.quantile(0.5),
+		Min:        ratios.quantile(0),
+		Max:        ratios.quantile(1),
+		Ratios:     ratios,
 	}
 }
 
@@ -47,39 +49,47 @@ func (r *row) lessIsBetter() *row {
 	return r
 }
 
+// between names others than macvlan and xvlan.
+func (r *row) between(first, second string) *row {
+	r.Contenders = [2]string{first, second}
+	return r
+}
+
 func (r *row) goal(g float64) *row {
 	r.Goal = g
 	return r
 }
 
-// better tells whether the ratio is at least as good as g.
+// better tells whether the ratio, as it is shown, is at least as good as g.
 func (r *row) better(g float64) bool {
+	shown := math.Round(r.Ratio*100) / 100
 	if r.Less {
-		return r.Ratio <= g
+		return shown <= g
 	}
-	return r.Ratio >= g
+	return shown >= g
 }
+
+// loses tells whether the kernel's macvlan is better, by however little.
+func (r *row) loses() bool { return r.Contenders[0] == "macvlan" && !r.better(1) }
+
+func (r *row) misses() bool { return r.Goal != 0 && !r.better(r.Goal) }
 
 // verdict says whether the goal was reached, and whether xvlan loses.
 func (r *row) verdict() string {
-	v := ""
-	if !r.better(1) {
-		v = "loses"
-	}
+	var words []string
 	switch {
-	case r.Goal == 0:
-		return v
-	case r.better(r.Goal) && v == "":
-		return "reached"
-	case r.better(r.Goal):
-		return "reached, " + v
-	case v == "":
-		return "**missed**"
+	case r.misses():
+		words = append(words, "**missed**")
+	case r.Goal != 0:
+		words = append(words, "reached")
 	}
-	return "**missed**, " + v
+	if r.loses() {
+		words = append(words, "**loses**")
+	}
+	return strings.Join(words, ", ")
 }
 
-func (r *row) goalText() string {
+func (r *row) GoalText() string {
 	switch {
 	case r.Goal == 0:
 		return ""
@@ -89,39 +99,23 @@ func (r *row) goalText() string {
 	return fmt.Sprintf(">= %.2f", r.Goal)
 }
 
-const notes = `
-"From the driver on" leaves out what a frame costs until the parent's driver
-has it, as measured by an XDP program that drops it there; "from the stack's
-edge on" leaves out the driver, too, as measured by a tc program on the parent
-that drops it. All else is counted whole, with generator, sockets and sink.
-`
-
-// table writes the rows as Markdown.
-func table(w io.Writer, rows []*row) error {
-	_, err := fmt.Fprint(w, "| case | what | unit | macvlan | xvlan | ratio | min..max | goal | |\n",
-		"|---|---|---|---:|---:|---:|---:|---:|---|\n")
-	for _, r := range rows {
-		if err != nil {
-			break
-		}
-		if r.Missing != "" {
-			_, err = fmt.Fprintf(w, "| %s | %s | | | | | | | %s |\n", r.Case, r.What, r.Missing)
-			continue
-		}
-		_, err = fmt.Fprintf(w, "| %s | %s | %s | %.4g | %.4g | %.2f | %.2f..%.2f | %s | %s |\n",
-			r.Case, r.What, r.Unit, r.Macvlan, r.Xvlan, r.Ratio, r.Min, r.Max, r.goalText(), r.verdict())
-	}
-	if err != nil {
-		return fmt.Errorf("write table: %w", err)
-	}
-	return nil
-}
-
-// results are what -json writes.
+// results are what -json writes, and -from reads.
 type results struct {
-	Kernel string `json:"kernel"`
+	machine
 	Rounds int    `json:"rounds"`
 	Rows   []*row `json:"rows"`
+}
+
+// readJSON reads what writeJSON wrote.
+func readJSON(path string, v any) error {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read results: %w", err)
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return fmt.Errorf("read results in %s: %w", path, err)
+	}
+	return nil
 }
 
 // writeJSON writes to a file, or to standard output for "-".

@@ -51,7 +51,7 @@ func (k kind) routed() bool { return k == ipvlanL3 || k == xvlanL3 }
 // A plan is what every side of a world has alike.
 type plan struct {
 	subs  int
-	addrs int  // how many more addresses c1 has
+	addrs int  // how many more addresses they have, addrsEach of them c1, and so on
 	xdp   bool // the parent of xvlan on the rung xdp, dropping what is for nobody
 	gro   bool // frames come in through NAPI and GRO, as from a NIC
 }
@@ -63,6 +63,7 @@ type side struct {
 	wire, host *space
 	boxes      []*space
 	loader     *loader.Host
+	inside     *sink // of the sub-interfaces, if sinkAll was called
 }
 
 // A world is the sides that are compared, alike but for their kind.
@@ -80,21 +81,39 @@ func wireAddr() netip.Addr     { return netip.AddrFrom4([4]byte{10, 57, 255, 254
 func parentAddr() netip.Addr   { return netip.AddrFrom4([4]byte{10, 57, 255, 253}) }
 func subAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 57, byte(i >> 8), byte(i)}) }
 
-// moreAddr are the further addresses of c1, counted from 0.
+// moreAddr are the further addresses of sub-interfaces, counted from 0.
 func moreAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 64, byte(i >> 8), byte(i)}) }
 
-const addrBits = 16 // of the network that wireAddr and subAddr are in
+const (
+	addrBits = 16 // of the network that wireAddr and subAddr are in
+	// addrsEach is how many further addresses a sub-interface has at the most.
+	// The kernel keeps those of a device in a list, and looks through it for
+	// each that is added.
+	addrsEach = 256
+)
+
+// more are the further addresses of sub-interface i, counted from 1.
+func (p plan) more(i int) (addrs []netip.Addr) {
+	for j := (i - 1) * addrsEach; j < min(i*addrsEach, p.addrs); j++ {
+		addrs = append(addrs, moreAddr(j))
+	}
+	return addrs
+}
 
 func subName(i int) string { return fmt.Sprintf("c%d", i) }
+
+// worlds numbers them: several may be there at a time.
+var worlds int
 
 // newWorld builds sides of the given kinds. Close also takes away what an
 // error left.
 func newWorld(p plan, kinds ...kind) (*world, error) {
 	w := &world{plan: p}
+	worlds++
 	for _, k := range kinds {
 		s := &side{kind: k}
 		w.sides = append(w.sides, s)
-		if err := s.build(p, fmt.Sprintf("xvb%d-%s", os.Getpid(), k)); err != nil {
+		if err := s.build(p, fmt.Sprintf("xvb%d-%d-%s", os.Getpid(), worlds, k)); err != nil {
 			return nil, errors.Join(fmt.Errorf("build the %s side: %w", k, err), w.close())
 		}
 	}
@@ -163,7 +182,7 @@ func (s *side) cable(p plan) error {
 	if err := s.setUp(s.wire, wireDev); err != nil {
 		return err
 	}
-	if err := s.address(s.wire, wireDev, wireAddr(), addrBits); err != nil {
+	if err := s.address(s.wire, wireDev, addrBits, wireAddr()); err != nil {
 		return err
 	}
 	return s.setUp(s.host, parentDev)
@@ -190,14 +209,16 @@ func (s *side) setUp(in *space, dev string) error {
 	return nil
 }
 
-func (s *side) address(in *space, dev string, a netip.Addr, bits int) error {
+func (s *side) address(in *space, dev string, bits int, addrs ...netip.Addr) error {
 	l, err := in.link(dev)
 	if err != nil {
 		return err
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, 32)}}
-	if err := in.nl.AddrAdd(l, addr); err != nil {
-		return fmt.Errorf("add address %s to %s: %w", a, dev, err)
+	for _, a := range addrs {
+		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(bits, 32)}}
+		if err := in.nl.AddrAdd(l, addr); err != nil {
+			return fmt.Errorf("add address %s to %s: %w", a, dev, err)
+		}
 	}
 	return nil
 }
@@ -217,15 +238,13 @@ func (s *side) addKernels(p plan) error {
 		if err := s.addKernel(parent, i); err != nil {
 			return fmt.Errorf("add %s %d: %w", s.kind, i, err)
 		}
-		if err := s.address(s.box(i), subName(i), subAddr(i), addrBits); err != nil {
+		if err := s.address(s.box(i), subName(i), addrBits, subAddr(i)); err != nil {
 			return err
 		}
 		if err := s.setUp(s.box(i), subName(i)); err != nil {
 			return err
 		}
-	}
-	for i := range p.addrs {
-		if err := s.address(s.box(1), subName(1), moreAddr(i), 32); err != nil {
+		if err := s.address(s.box(i), subName(i), 32, p.more(i)...); err != nil {
 			return err
 		}
 	}
@@ -260,7 +279,7 @@ func (s *side) addXvlans(p plan) (err error) {
 	}
 	spec := loader.AttachSpec{
 		Datapath: loader.TC, Unknown: loader.UnknownPass,
-		Capacity: max(loader.DefaultCapacity, uint32(p.addrs/16)), // there is room for 16 addresses each
+		Capacity: uint32(max(loader.DefaultCapacity, p.subs, p.addrs/16)), // there is room for 16 addresses each
 	}
 	if p.xdp {
 		spec.Datapath, spec.Unknown = loader.XDP, loader.UnknownDrop
@@ -284,10 +303,8 @@ func (s *side) addXvlans(p plan) (err error) {
 		case xvlanL3:
 			sub.Mode = maps.L3
 		}
-		for j := range p.addrs {
-			if i == 1 {
-				sub.Addrs = append(sub.Addrs, netip.PrefixFrom(moreAddr(j), 32))
-			}
+		for _, a := range p.more(i) {
+			sub.Addrs = append(sub.Addrs, netip.PrefixFrom(a, 32))
 		}
 		if err := s.loader.Add(sub); err != nil {
 			return err
@@ -308,7 +325,7 @@ func (s *side) macOf(i int) net.HardwareAddr {
 func (s *side) introduce(p plan) error {
 	errs := []error{s.neighbour(s.wire, wireDev, subAddr(1), s.macOf(1))}
 	if s.kind.routed() {
-		errs = append(errs, s.address(s.host, parentDev, parentAddr(), addrBits),
+		errs = append(errs, s.address(s.host, parentDev, addrBits, parentAddr()),
 			s.neighbour(s.host, parentDev, wireAddr(), wireMAC()))
 		return errors.Join(errs...)
 	}
@@ -332,8 +349,24 @@ func (s *side) neighbour(in *space, dev string, a netip.Addr, mac net.HardwareAd
 	return nil
 }
 
+// sinkAll lets the sub-interfaces drop and count what they get.
+func (s *side) sinkAll(subs int) (err error) {
+	if s.inside, err = newSink(ingress); err != nil {
+		return err
+	}
+	for i := 1; i <= subs; i++ {
+		if err := s.inside.on(s.box(i), subName(i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (s *side) close() error {
 	var errs []error
+	if s.inside != nil {
+		errs = append(errs, s.inside.close())
+	}
 	if s.loader != nil {
 		errs = append(errs, s.host.do(func() error { return s.loader.Detach(parentDev) }))
 		s.loader.Close()
