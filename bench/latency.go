@@ -127,16 +127,17 @@ func (b *bench) latency(ctx context.Context) (rows []*row, err error) {
 
 // questions compares round trips of one kind.
 func (b *bench) questions(ctx context.Context, w *world, what string, kind int, to func(*side) end) (rows []*row, err error) {
-	var probes []probe
+	var p pipes
+	defer func() { err = errors.Join(err, p.close()) }()
 	for _, s := range w.sides {
 		c, err := b.newCaller(kind, s.subEnd(1), to(s))
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, c.close()) }()
-		probes = append(probes, c.turn)
+		p.closers = append(p.closers, closeFunc(c.close))
+		p.probes = append(p.probes, c.turn)
 	}
-	all, err := b.interleave(ctx, probes...)
+	all, err := b.interleave(ctx, p.probes...)
 	if err != nil {
 		return nil, err
 	}

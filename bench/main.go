@@ -45,6 +45,7 @@ var cases = []testCase{
 	{"nobody", "Frames for nobody", (*bench).nobody},
 	{"send", "Small frames out", (*bench).send},
 	{"broadcast", "Frames for everybody", (*bench).broadcast},
+	{"consumer", "A program in the container", (*bench).consumer},
 	{"addresses", "Many addresses", (*bench).addresses},
 	{"control", "Making and removing", (*bench).control},
 	{"function", "Equal function", (*bench).function},

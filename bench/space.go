@@ -6,11 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"unsafe"
 
+	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
-	"golang.org/x/sys/unix"
 )
 
 // A space is a network namespace of the bench's own.
@@ -91,36 +90,28 @@ func (s *space) link(dev string) (netlink.Link, error) {
 	return l, nil
 }
 
-// An offload is the ethtool command that turns it on and off.
-type offload uint32
-
-const (
-	offloadTSO offload = unix.ETHTOOL_STSO
-	offloadGSO offload = unix.ETHTOOL_SGSO
-	offloadGRO offload = unix.ETHTOOL_SGRO
+// Offloads by the kernel's names of features.
+var (
+	offloadTSO   = []string{"tx-tcp-segmentation", "tx-tcp-ecn-segmentation", "tx-tcp-mangleid-segmentation", "tx-tcp6-segmentation"}
+	offloadGSO   = []string{"tx-generic-segmentation"}
+	offloadGRO   = []string{"rx-gro"}
+	offloadStrip = []string{"rx-vlan-hw-parse"}
 )
 
 // offload turns an offload of a device on or off.
-func (s *space) offload(dev string, what offload, on bool) error {
+func (s *space) offload(dev string, features []string, on bool) error {
 	return s.do(func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		tool, err := ethtool.NewEthtool()
 		if err != nil {
-			return fmt.Errorf("open socket: %w", err)
+			return fmt.Errorf("open ethtool: %w", err)
 		}
-		defer unix.Close(fd)
-		value := struct{ cmd, data uint32 }{cmd: uint32(what)}
-		if on {
-			value.data = 1
+		defer tool.Close()
+		change := map[string]bool{}
+		for _, f := range features {
+			change[f] = on
 		}
-		ifreq := struct {
-			name [unix.IFNAMSIZ]byte
-			data unsafe.Pointer
-			_    [16]byte // the kernel copies a whole struct ifreq
-		}{data: unsafe.Pointer(&value)}
-		copy(ifreq.name[:unix.IFNAMSIZ-1], dev)
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq)))
-		if errno != 0 {
-			return fmt.Errorf("set offload %#x of %s: %w", uint32(what), dev, errno)
+		if err := tool.Change(dev, change); err != nil {
+			return fmt.Errorf("set %s of %s: %w", features[0], dev, err)
 		}
 		return nil
 	})

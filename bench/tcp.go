@@ -161,17 +161,18 @@ func (b *bench) tcp(ctx context.Context) (rows []*row, err error) {
 
 // bulk compares one direction.
 func (b *bench) bulk(ctx context.Context, w *world, what string, ends func(*side) (end, end)) (rows []*row, err error) {
-	var probes []probe
+	var p pipes
+	defer func() { err = errors.Join(err, p.close()) }()
 	for _, s := range w.sides {
 		from, to := ends(s)
 		st, err := b.newStream(from, to)
 		if err != nil {
 			return nil, err
 		}
-		defer func() { err = errors.Join(err, st.close()) }()
-		probes = append(probes, st.turn)
+		p.closers = append(p.closers, closeFunc(st.close))
+		p.probes = append(p.probes, st.turn)
 	}
-	all, err := b.interleave(ctx, probes...)
+	all, err := b.interleave(ctx, p.probes...)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,8 @@ type kind string
 
 const (
 	macvlan  kind = "macvlan" // the kernel's, bridge mode
-	ipvlan   kind = "ipvlan"  // the kernel's, mode l2
+	macvtap  kind = "macvtap"
+	ipvlan   kind = "ipvlan" // the kernel's, mode l2
 	ipvlanL3 kind = "ipvlanl3"
 	bridge   kind = "bridge" // the kernel's, with veth pairs
 	xvlan    kind = "xvlan"  // as macvlan
@@ -54,6 +55,7 @@ type plan struct {
 	addrs int  // how many more addresses they have, addrsEach of them c1, and so on
 	xdp   bool // the parent of xvlan on the rung xdp, dropping what is for nobody
 	gro   bool // frames come in through NAPI and GRO, as from a NIC
+	port  bool // xvlan's are delivered to by XDP redirect; takes xdp
 }
 
 // A side is a parent on a cable, with sub-interfaces: c1 in a box of its own,
@@ -195,6 +197,7 @@ func (s *side) offloads(gro, super bool) error {
 		s.host.offload(parentDev, offloadGRO, gro),
 		s.wire.offload(wireDev, offloadGSO, super),
 		s.wire.offload(wireDev, offloadTSO, super),
+		s.host.offload(parentDev, offloadStrip, false), // as xvlan's delivery xdp takes it
 	)
 }
 
@@ -259,6 +262,9 @@ func (s *side) addKernel(parent netlink.Link, i int) error {
 	case macvlan, macvlanNFT, macvlanFlower:
 		attrs.ParentIndex, attrs.HardwareAddr = parent.Attrs().Index, subMAC(i)
 		return s.host.nl.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	case macvtap:
+		attrs.ParentIndex, attrs.HardwareAddr, attrs.TxQLen = parent.Attrs().Index, subMAC(i), tapQueue
+		return s.host.nl.LinkAdd(&netlink.Macvtap{Macvlan: netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}})
 	case ipvlan, ipvlanL3:
 		attrs.ParentIndex = parent.Attrs().Index
 		mode := netlink.IPVLAN_MODE_L2
@@ -296,6 +302,7 @@ func (s *side) addXvlans(p plan) (err error) {
 			Addrs:  []netip.Prefix{netip.PrefixFrom(subAddr(i), addrBits)},
 			Netns:  s.box(i).name,
 			Up:     true,
+			Port:   p.port,
 		}
 		switch s.kind {
 		case xvlan:
