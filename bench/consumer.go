@@ -12,6 +12,8 @@ import (
 
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/internal/thread"
 )
 
 // consumer is about small frames for a container that does not leave them to
@@ -103,7 +105,7 @@ func openTap(b *bench, s *side) (*tap, error) {
 	t := &tap{fd: fd, ended: make(chan error, 1)}
 	started := make(chan error, 1)
 	go func() {
-		t.ended <- onThread(func() error {
+		t.ended <- thread.Run(func() error {
 			t.tid = unix.Gettid()
 			err := pin(b.cpus.other)
 			if started <- err; err != nil {
@@ -125,7 +127,7 @@ func tapNumber(s *side) (number uint64, err error) {
 	if err != nil {
 		return 0, err
 	}
-	err = onThread(func() error {
+	err = thread.Run(func() error {
 		if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS),
 			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
 			netns.Set(s.box(1).ns),

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/internal/thread"
 )
 
 const (
@@ -32,7 +34,7 @@ func (b *bench) newCaller(kind int, from, to end) (*caller, error) {
 		return nil, err
 	}
 	c := &caller{conn: conn, cpu: b.cpus.main}
-	c.wg.Go(func() { _ = onThread(c.answer) })
+	c.wg.Go(func() { _ = thread.Run(c.answer) })
 	return c, nil
 }
 
@@ -61,7 +63,7 @@ func (c *caller) answer() error {
 // trips, in microseconds.
 func (c *caller) turn() ([]float64, error) {
 	var all series
-	err := onThread(func() error {
+	err := thread.Run(func() error {
 		if err := pin(c.cpu); err != nil {
 			return err
 		}

@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/xvlan/xvlan/internal/thread"
 )
 
 const (
@@ -70,7 +72,7 @@ func (p *pipes) close() error {
 // nanoseconds of CPU time. Without a sink what was sent counts; without a side
 // the generator drops what it made.
 func (p *pipes) generate(b *bench, s *side, k *sink, frame []byte, r rotation) error {
-	index, do := 0, onThread
+	index, do := 0, thread.Run
 	if s != nil {
 		l, err := s.wire.link(wireDev)
 		if err != nil {

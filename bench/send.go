@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/internal/thread"
 )
 
 const (
@@ -105,7 +107,7 @@ func (b *bench) flooder(fd int, k *sink) probe {
 			return nil, err
 		}
 		var spent time.Duration
-		err = onThread(func() (err error) {
+		err = thread.Run(func() (err error) {
 			if err := pin(b.cpus.main); err != nil {
 				return err
 			}

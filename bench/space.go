@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"github.com/xvlan/xvlan/internal/thread"
 )
 
 // A space is a network namespace of the bench's own.
@@ -19,20 +20,9 @@ type space struct {
 	nl   *netlink.Handle
 }
 
-// onThread runs fn on an OS thread of its own, which ends with it, so that fn
-// may change the thread's namespace and affinity.
-func onThread(fn func() error) error {
-	errc := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		errc <- fn()
-	}()
-	return <-errc
-}
-
 func newSpace(name string) (*space, error) {
 	s := &space{name: name}
-	err := onThread(func() (err error) {
+	err := thread.Run(func() (err error) {
 		s.ns, err = netns.NewNamed(name)
 		return err
 	})
@@ -63,7 +53,7 @@ func (s *space) close() error {
 
 // do runs fn on a thread of its own in the namespace.
 func (s *space) do(fn func() error) error {
-	return onThread(func() error {
+	return thread.Run(func() error {
 		if err := netns.Set(s.ns); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", s.name, err)
 		}

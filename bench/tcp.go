@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/internal/thread"
 )
 
 const (
@@ -44,7 +46,7 @@ func (b *bench) newStream(from, to end) (*stream, error) {
 	ready := make(chan error)
 	for i, work := range []func(){s.send, s.receive} {
 		s.wg.Go(func() {
-			_ = onThread(func() error {
+			_ = thread.Run(func() error {
 				s.threads[i] = unix.Gettid()
 				err := pin([]int{b.cpus.main, b.cpus.other}[i])
 				ready <- err

@@ -4,12 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"runtime"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/xvlan/xvlan/internal/thread"
 	"github.com/xvlan/xvlan/loader"
 )
 
@@ -19,20 +19,9 @@ type space struct {
 	nl *netlink.Handle
 }
 
-// onThread runs fn on an OS thread of its own, which ends with it, so that fn
-// may change the thread's namespace and affinity.
-func onThread(fn func() error) error {
-	errc := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		errc <- fn()
-	}()
-	return <-errc
-}
-
 func newSpace() (*space, error) {
 	s := &space{}
-	err := onThread(func() (err error) {
+	err := thread.Run(func() (err error) {
 		s.ns, err = netns.New()
 		if errors.Is(err, unix.EPERM) {
 			return fmt.Errorf("make netns: %w: run it as root", loader.ErrPrivilege)
@@ -76,7 +65,7 @@ func closeSpaces(all []*space) error {
 
 // do runs fn on a thread of its own in the namespace.
 func (s *space) do(fn func() error) error {
-	return onThread(func() error {
+	return thread.Run(func() error {
 		if err := netns.Set(s.ns); err != nil {
 			return fmt.Errorf("enter netns: %w", err)
 		}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/internal/thread"
 )
 
 // UDP ports: who listens on the first only takes, on the second answers.
@@ -162,10 +164,10 @@ func drain(fd, want int) (n int) {
 func (s *side) roundTrip(on *cpu) probe {
 	return func(d time.Duration) (us float64, err error) {
 		answering := make(chan error, 1)
-		go func() { answering <- onThread(func() error { return s.answer(on) }) }()
+		go func() { answering <- thread.Run(func() error { return s.answer(on) }) }()
 		end := time.Now().Add(d)
 		var taken []float64
-		err = onThread(func() error {
+		err = thread.Run(func() error {
 			if err := on.pin(); err != nil {
 				return err
 			}

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"os/signal"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/xvlan/xvlan/internal/thread"
 	"github.com/xvlan/xvlan/loader"
 	"github.com/xvlan/xvlan/metrics"
 )
@@ -149,11 +149,8 @@ func (w *web) ready() error {
 // read takes a snapshot on a thread of its own, which may be in another network
 // namespace than all others and ends with it.
 func (w *web) read() (s *metrics.Snapshot, err error) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err = w.app.with(func(h *loader.Host) (err error) {
+	err = thread.Run(func() error {
+		return w.app.with(func(h *loader.Host) (err error) {
 			s = &metrics.Snapshot{}
 			if s.Parents, err = h.Parents(); err != nil {
 				return err
@@ -164,7 +161,6 @@ func (w *web) read() (s *metrics.Snapshot, err error) {
 			s.Usage, err = h.Usage()
 			return err
 		})
-	}()
-	<-done
+	})
 	return s, err
 }
