@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -87,6 +88,9 @@ func (h *Host) findIn(sel Selector) (l Link, ok bool, err error) {
 		}
 		return err
 	})
+	if errors.Is(err, fs.ErrPermission) {
+		return l, false, nil // whoever looks everywhere says what it takes
+	}
 	return l, ok, err
 }
 
