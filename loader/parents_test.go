@@ -166,6 +166,11 @@ func TestParents(t *testing.T) {
 			if !c.lone {
 				s.wire.ping(t, s.host.ip4.Addr())
 			}
+			for _, dev := range []string{s.under(s.host), s.host.dev} {
+				lab.Eventually(t, dev+" says that it has a carrier", func() bool { // the kernel's link watch takes its time
+					return s.host.ns.Link(t, dev).Attrs().RawFlags&unix.IFF_RUNNING != 0
+				})
+			}
 			c.test(t, s)
 		})
 	}
