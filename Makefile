@@ -115,7 +115,7 @@ count-tools: bench-tools
 	$(call need,$(NEED_VM))
 	CGO_ENABLED=0 go build -o bin/vm ./lab/vm
 
-COUNT := PATH=$$PATH:/usr/sbin:/sbin bin/vm -kernel 6.12 -icount -timeout 45m -- bin/bench -count
+COUNT := PATH=$$PATH:/usr/sbin:/sbin bin/vm -kernel 6.12 -icount -timeout 120m -- bin/bench -count
 
 .PHONY: bench-count
 bench-count: count-tools ## count the instructions a frame takes, in a virtual machine, into bench/baseline.json and bench/report
