@@ -15,7 +15,7 @@ import (
 
 // Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
 // xvlan.h. Maps that say another one must not be written to.
-const Schema = 3
+const Schema = 4
 
 // LearnSlots is how many addresses of each family a sub-interface can hold by
 // learning: LEARN_SLOTS in xvlan.h.

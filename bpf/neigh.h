@@ -20,7 +20,8 @@ static __always_inline void forget(void *map, const void *key, __u32 id)
 
 /* Enters an address for a sub-interface; true if it is newly its own. First
  * come, first served: BPF_NOEXIST decides between two at once. */
-static __always_inline bool take(void *map, const void *key, const struct sub *sub, __u32 me)
+static __always_inline bool take(struct __sk_buff *skb, void *map, const void *key,
+				 const struct sub *sub, __u32 me)
 {
 	struct dest mine = {.id = me, .gen = sub->gen, .flags = DEST_LEARNED};
 	struct dest *d = bpf_map_lookup_elem(map, key);
@@ -32,9 +33,12 @@ static __always_inline bool take(void *map, const void *key, const struct sub *s
 		if (!sender(d, &id)) /* a former owner's, not yet swept */
 			bpf_map_delete_elem(map, key);
 	}
-	if (!bpf_map_update_elem(map, key, &mine, BPF_NOEXIST))
+	if (!bpf_map_update_elem(map, key, &mine, BPF_NOEXIST)) {
+		if (meta.watched)
+			witness(skb, me, EVENT_LEARNED);
 		return true;
-	count(me, VERDICT_LEARN_DUP, ONE_EVENT);
+	}
+	count(skb, me, VERDICT_LEARN_DUP, ONE_EVENT);
 	return false;
 }
 
@@ -42,7 +46,8 @@ static __always_inline bool take(void *map, const void *key, const struct sub *s
  * forgotten, unless it was learned twice and has a later slot: no sub-interface
  * holds more than LEARN_SLOTS of each family, and one that goes through many
  * addresses takes only from itself. */
-static __always_inline void learn4(const struct sub *sub, __u32 id, const void *addr)
+static __always_inline void learn4(struct __sk_buff *skb, const struct sub *sub, __u32 id,
+				   const void *addr)
 {
 	struct ip4_key key = {.vlan = sub->vlan}, old = key;
 	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
@@ -53,7 +58,7 @@ static __always_inline void learn4(const struct sub *sub, __u32 id, const void *
 	/* Not this network, loopback, a group or reserved: RFC 6890. */
 	if (!ring || !(host >> 24) || host >> 24 == 127 || host >> 28 >= 14)
 		return;
-	if (!take(&by_ip4, &key, sub, id))
+	if (!take(skb, &by_ip4, &key, sub, id))
 		return;
 	slot = __sync_fetch_and_add(&ring->next4, 1) % LEARN_SLOTS;
 	old.addr_be = ring->ip4_be[slot];
@@ -64,7 +69,8 @@ static __always_inline void learn4(const struct sub *sub, __u32 id, const void *
 	forget(&by_ip4, &old, id);
 }
 
-static __always_inline void learn6(const struct sub *sub, __u32 id, const void *addr)
+static __always_inline void learn6(struct __sk_buff *skb, const struct sub *sub, __u32 id,
+				   const void *addr)
 {
 	struct ip6_key key = {.vlan = sub->vlan}, old = key;
 	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
@@ -76,7 +82,7 @@ static __always_inline void learn6(const struct sub *sub, __u32 id, const void *
 	/* Not a group, nor :: or ::1. */
 	if (!ring || key.addr[0] == 0xff || (!word[0] && bpf_be64_to_cpu(word[1]) <= 1))
 		return;
-	if (!take(&by_ip6, &key, sub, id))
+	if (!take(skb, &by_ip6, &key, sub, id))
 		return;
 	slot = __sync_fetch_and_add(&ring->next6, 1) % LEARN_SLOTS;
 	__builtin_memcpy(old.addr, ring->ip6[slot], sizeof(old.addr));
@@ -124,7 +130,7 @@ static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u3
 
 	if (!arp || !is_arp_ip4(arp))
 		return false;
-	learn4(sub, id, arp->spa);
+	learn4(f->skb, sub, id, arp->spa);
 	return !bpf_skb_store_bytes(f->skb, f->l3 + offsetof(struct arp, sha), meta.mac, ETH_ALEN,
 				    0);
 }
@@ -181,7 +187,7 @@ static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32
 	ip = at(f, f->l3, sizeof(*ip) + sizeof(struct nd));
 	if (!ip)
 		return false;
-	learn6(sub, id,
+	learn6(f->skb, sub, id,
 	       type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
 					  : ip->saddr.in6_u.u6_addr8);
 	return nd_options_out(f, l4 + sizeof(struct nd), end);

@@ -46,7 +46,7 @@ static __always_inline bool packet_out(struct frame *f, const struct sub *sub, _
 		to->tos = ip->tos;
 		to->ipv4_src = ip->saddr;
 		to->ipv4_dst = ip->daddr;
-		learn4(sub, id, &to->ipv4_src);
+		learn4(f->skb, sub, id, &to->ipv4_src);
 	} else {
 		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
 
@@ -55,7 +55,7 @@ static __always_inline bool packet_out(struct frame *f, const struct sub *sub, _
 		to->family = AF_INET6;
 		__builtin_memcpy(to->ipv6_src, &ip->saddr, sizeof(to->ipv6_src));
 		__builtin_memcpy(to->ipv6_dst, &ip->daddr, sizeof(to->ipv6_dst));
-		learn6(sub, id, to->ipv6_src);
+		learn6(f->skb, sub, id, to->ipv6_src);
 	}
 	return true;
 }
@@ -84,13 +84,13 @@ static __always_inline int tx_by_route(struct frame *f, const struct sub *from, 
 				       struct size size)
 {
 	if (d && (d->flags & (DEST_RESERVED | DEST_GATEWAY)) == DEST_RESERVED) {
-		count(me, VERDICT_TX, size);
+		count(f->skb, me, VERDICT_TX, size);
 		bpf_skb_store_bytes(f->skb, 0, meta.mac, ETH_ALEN, 0);
 		return bpf_redirect(meta.ifindex, BPF_F_INGRESS);
 	}
 	if (no_route(f, from, to))
-		return drop(me, VERDICT_DROP_ROUTE, size);
-	count(me, VERDICT_TX, size);
+		return drop(f->skb, me, VERDICT_DROP_ROUTE, size);
+	count(f->skb, me, VERDICT_TX, size);
 	return bpf_redirect_neigh(meta.ifindex, NULL, 0, 0);
 }
 
@@ -106,23 +106,23 @@ static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me
 	see_place(f->skb, from);
 	if (f->l3 != ETH_HLEN || f->skb->vlan_present ||
 	    (f->proto_be != bpf_htons(ETH_P_IP) && f->proto_be != bpf_htons(ETH_P_IPV6)))
-		return drop(me, VERDICT_DROP_MODE, size);
+		return drop(f->skb, me, VERDICT_DROP_MODE, size);
 	if (!packet_out(f, from, me, &to))
-		return drop(me, VERDICT_DROP_MALFORMED, size);
+		return drop(f->skb, me, VERDICT_DROP_MALFORMED, size);
 	if (is_group(f) || to_group(&to))
-		return drop(me, VERDICT_DROP_MODE, size);
+		return drop(f->skb, me, VERDICT_DROP_MODE, size);
 	d = dest_by_ip(f, DESTINATION);
 	sub = from->class == CLASS_VEPA ? NULL : ip_keyed(d, &id);
 	if (sub && from->class == CLASS_PRIVATE)
-		return drop(me, VERDICT_DROP_MODE, size);
+		return drop(f->skb, me, VERDICT_DROP_MODE, size);
 	if (sub && sub->class == CLASS_BRIDGE) {
-		count(me, VERDICT_TX, size);
+		count(f->skb, me, VERDICT_TX, size);
 		return deliver(f->skb, sub, id, size, FROM_SIBLING);
 	}
 	if (from->mode == MODE_L3)
 		return tx_by_route(f, from, me, d, &to, size);
 	/* l3s: the stack takes what is for the host, and routes what is not. */
-	count(me, VERDICT_TX, size);
+	count(f->skb, me, VERDICT_TX, size);
 	bpf_skb_change_type(f->skb, PACKET_HOST);
 	return TC_ACT_UNSPEC;
 }

@@ -131,8 +131,17 @@ type frameCase struct {
 	gone  []entry // addresses deleted
 }
 
-// check runs a case in a world that is as it was entered.
+// check runs a case in a world that is as it was entered, unwatched and watched.
 func (c *frameCase) check(t *testing.T, w *world, prog string) {
+	t.Helper()
+	was := w.meta.Watched
+	defer func() { w.meta.Watched = was }()
+	for w.meta.Watched = range uint32(2) {
+		c.checkOnce(t, w, prog)
+	}
+}
+
+func (c *frameCase) checkOnce(t *testing.T, w *world, prog string) {
 	t.Helper()
 	undisturbed(t, func(tb testing.TB) {
 		w.enter(tb)

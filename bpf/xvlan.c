@@ -438,7 +438,21 @@ static __always_inline struct size size_of(struct frame *f)
 	return size;
 }
 
-static __always_inline void count(__u32 id, enum verdict v, struct size size)
+/* What a watcher hooks into, by fentry: the verdict on a frame, or on a copy of
+ * one for the sub-interface id. Called only while somebody watches. */
+__noinline int witness(struct __sk_buff *skb, __u32 id, __u32 v)
+{
+	barrier_var(skb);
+	return id + v;
+}
+
+__noinline int witness_xdp(struct xdp_md *ctx, __u32 id, __u32 v)
+{
+	barrier_var(ctx);
+	return id + v;
+}
+
+static __always_inline void add(__u32 id, enum verdict v, struct size size)
 {
 	struct sub_stats *s = bpf_map_lookup_elem(&stats, &id);
 
@@ -448,9 +462,24 @@ static __always_inline void count(__u32 id, enum verdict v, struct size size)
 	s->verdict[v].bytes += size.bytes;
 }
 
-static __always_inline int drop(__u32 id, enum verdict v, struct size size)
+static __always_inline void count(struct __sk_buff *skb, __u32 id, enum verdict v, struct size size)
 {
-	count(id, v, size);
+	add(id, v, size);
+	if (meta.watched)
+		witness(skb, id, v);
+}
+
+static __always_inline void count_xdp(struct xdp_md *ctx, __u32 id, enum verdict v,
+				      struct size size)
+{
+	add(id, v, size);
+	if (meta.watched)
+		witness_xdp(ctx, id, v);
+}
+
+static __always_inline int drop(struct __sk_buff *skb, __u32 id, enum verdict v, struct size size)
+{
+	count(skb, id, v, size);
 	return TC_ACT_SHOT;
 }
 
@@ -487,7 +516,7 @@ enum way { FROM_WIRE, FROM_SIBLING };
 static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
 				   struct size size, enum way way)
 {
-	count(id, VERDICT_RX, size);
+	count(skb, id, VERDICT_RX, size);
 	if (sub->place == PLACE_AWAY)
 		return bpf_redirect_peer(sub->leg, 0);
 	if (sub->kind == KIND_IPVLAN) {
@@ -500,9 +529,10 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub,
 
 /* A group-addressed frame to one sub-interface: by the leg, since a peer
  * redirect would make it PACKET_HOST. */
-static __always_inline int deliver_group(const struct sub *sub, __u32 id, struct size size)
+static __always_inline int deliver_group(struct __sk_buff *skb, const struct sub *sub, __u32 id,
+					 struct size size)
 {
-	count(id, VERDICT_RX, size);
+	count(skb, id, VERDICT_RX, size);
 	return bpf_redirect(sub->leg, 0);
 }
 
@@ -529,7 +559,7 @@ static __always_inline bool not_joined(const struct flood *f, const struct sub *
 	enum membership m = membership(sub->device, group_of(f->dst));
 
 	if (m == GROUP_MANY)
-		count(id, VERDICT_GROUP_MANY, (struct size){.packets = 1});
+		count(f->skb, id, VERDICT_GROUP_MANY, (struct size){.packets = 1});
 	return m == GROUP_NOT;
 }
 
@@ -592,7 +622,7 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 		return 0;
 	}
 	err = f->own ? copy_as_own(f->skb, sub) : bpf_clone_redirect(f->skb, sub->leg, 0);
-	count(id, err ? VERDICT_DROP_FANOUT : VERDICT_RX, f->size);
+	count(f->skb, id, err ? VERDICT_DROP_FANOUT : VERDICT_RX, f->size);
 	return 0;
 }
 
@@ -679,8 +709,8 @@ static __always_inline bool over_mtu(struct frame *f)
 
 /* Hands a frame to the driver of an inner leg. What the modes say of it, the
  * simple ones aside, xvlan_rx knows, which brings it there as well. */
-static __always_inline int redirect_xdp(struct frame *f, const struct sub *sub, __u32 id,
-					struct size size)
+static __always_inline int redirect_xdp(struct xdp_md *ctx, struct frame *f, const struct sub *sub,
+					__u32 id, struct size size)
 {
 	int action;
 
@@ -691,7 +721,7 @@ static __always_inline int redirect_xdp(struct frame *f, const struct sub *sub, 
 		return action;
 	if (sub->kind == KIND_IPVLAN)
 		__builtin_memcpy(f->data, sub->mac, ETH_ALEN);
-	count(id, VERDICT_RX, size);
+	count_xdp(ctx, id, VERDICT_RX, size);
 	return action;
 }
 
@@ -714,10 +744,10 @@ int xvlan_xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	sub = lookup(&f, &id, &unknown);
 	if (sub) /* mostly, xvlan_rx delivers and counts it */
-		return sub->place == PLACE_XDP ? redirect_xdp(&f, sub, id, size) : XDP_PASS;
+		return sub->place == PLACE_XDP ? redirect_xdp(ctx, &f, sub, id, size) : XDP_PASS;
 	if (!unknown || !drops)
 		return XDP_PASS;
-	count(0, VERDICT_DROP_UNKNOWN, size);
+	count_xdp(ctx, 0, VERDICT_DROP_UNKNOWN, size);
 	return XDP_DROP;
 }
 
@@ -758,9 +788,9 @@ static __always_inline bool is_pause(const struct frame *f)
 	return f->proto_be == bpf_htons(ETH_P_PAUSE);
 }
 
-static __always_inline int pass(struct size size)
+static __always_inline int pass(struct __sk_buff *skb, struct size size)
 {
-	count(0, VERDICT_PASS, size);
+	count(skb, 0, VERDICT_PASS, size);
 	return TC_ACT_UNSPEC;
 }
 
@@ -774,17 +804,18 @@ static __always_inline int rx_group(struct frame *f, struct size size)
 	bool others;
 
 	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)) && !is_routed(from))
-		return from->kind == KIND_IPVLAN ? pass(size) : deliver_group(from, from_id, size);
+		return from->kind == KIND_IPVLAN ? pass(f->skb, size)
+						 : deliver_group(f->skb, from, from_id, size);
 	if (is_pause(f))
-		return pass(size);
+		return pass(f->skb, size);
 	classes = receivers(f, from, &others);
 	if (others)
 		yield_to_wire(f);
 	sub = asked(f, &id);
 	if (sub && sub->class & classes && id != from_id)
-		return deliver_group(sub, id, size);
+		return deliver_group(f->skb, sub, id, size);
 	copy_to(f, classes, from ? from_id : 0, size);
-	return pass(size);
+	return pass(f->skb, size);
 }
 
 /* What the modes say of unicast for a sub-interface that is neither bridge nor
@@ -810,7 +841,7 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
 	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan))
-		return pass(size); /* it is the VLAN device's */
+		return pass(skb, size); /* it is the VLAN device's */
 	/* Before anything else is looked up, as the kernel's driver has it. */
 	if (meta.sources && copy_to(&f, CLASS_SOURCE, 0, size))
 		return TC_ACT_SHOT;
@@ -819,7 +850,7 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	sub = lookup(&f, &id, &unknown);
 	if (sub && !(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) && !accepts(&f, sub, id)) {
 		if (sub->class == CLASS_PRIVATE)
-			return drop(id, VERDICT_DROP_RETURNED, size);
+			return drop(skb, id, VERDICT_DROP_RETURNED, size);
 		sub = NULL;
 	}
 	if (!sub && meta.passthru) {
@@ -831,8 +862,8 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (sub)
 		return deliver(skb, sub, id, size, FROM_WIRE);
 	if (unknown && meta.policy & POLICY_UNKNOWN_DROP)
-		return drop(0, VERDICT_DROP_UNKNOWN, size);
-	return pass(size);
+		return drop(skb, 0, VERDICT_DROP_UNKNOWN, size);
+	return pass(skb, size);
 }
 
 /* The short way of the frames that there are most of: untagged unicast for a
@@ -875,12 +906,12 @@ static __always_inline int tx_group(struct frame *f, const struct sub *from, __u
 	__u32 id = 0;
 
 	if (is_pause(f) && from->kind == KIND_IPVLAN)
-		return drop(me, VERDICT_DROP_MODE, size);
-	count(me, VERDICT_TX, size);
+		return drop(f->skb, me, VERDICT_DROP_MODE, size);
+	count(f->skb, me, VERDICT_TX, size);
 	if (from->class == CLASS_BRIDGE && !is_pause(f)) {
 		sub = asked(f, &id);
 		if (sub && id != me && sub->class == CLASS_BRIDGE)
-			return deliver_group(sub, id, size);
+			return deliver_group(f->skb, sub, id, size);
 		copy_to(f, CLASS_BRIDGE, me, size);
 	}
 	return bpf_redirect(meta.ifindex, 0);
@@ -898,15 +929,15 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 
 	to = lookup(f, &id, &unknown);
 	if (to && from->class & to->class & CLASS_BRIDGE) {
-		count(me, VERDICT_TX, size);
+		count(f->skb, me, VERDICT_TX, size);
 		return deliver(f->skb, to, id, size, FROM_SIBLING);
 	}
 	if (to && from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
 	    to->kind == KIND_IPVLAN)
-		return drop(me, VERDICT_DROP_MODE, size);
+		return drop(f->skb, me, VERDICT_DROP_MODE, size);
 	if (!to && !unknown && from->class == CLASS_SOURCE && f->skb->mark == MARK_INWARD)
 		return bpf_redirect_peer(from->leg, 0); /* copy_as_own has counted it */
-	count(me, VERDICT_TX, size);
+	count(f->skb, me, VERDICT_TX, size);
 	/* The parent's MAC is the sender's, too: what has it and is for none of
 	 * those who share it is the host's. */
 	if (!to && !unknown && from->kind == KIND_IPVLAN && from->class != CLASS_VEPA)
@@ -926,12 +957,12 @@ int xvlan_tx(struct __sk_buff *skb)
 		return TC_ACT_SHOT;
 	size = size_of(&f);
 	if (!sub)
-		return drop(0, VERDICT_DROP_INACTIVE, size);
+		return drop(skb, 0, VERDICT_DROP_INACTIVE, size);
 	if (over_mtu(&f))
-		return drop(me, VERDICT_DROP_MTU, size);
+		return drop(skb, me, VERDICT_DROP_MTU, size);
 	if (sub->kind == KIND_IPVLAN) {
 		if (!ip_keyed_out(&f, sub, me))
-			return drop(me, VERDICT_DROP_MALFORMED, size);
+			return drop(skb, me, VERDICT_DROP_MALFORMED, size);
 		if (is_routed(sub))
 			return tx_routed(&f, sub, me, size);
 	}

@@ -11,7 +11,7 @@
 
 /* Raised whenever a key, a value or the meaning of a flag changes, so that a
  * loader never writes into maps that another version's programs read. */
-#define XVLAN_SCHEMA 3
+#define XVLAN_SCHEMA 4
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -44,6 +44,7 @@ enum verdict {
 	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
 	VERDICT_GROUP_MANY,	/* no fate: it is in so many groups that it gets all */
 	VERDICT_MAX,
+	EVENT_LEARNED = VERDICT_MAX, /* not counted, for who watches: an address was learned */
 };
 
 enum sub_state {
@@ -175,6 +176,7 @@ struct parent {
 	enum policy policy;
 	__u32 passthru;	  /* id of the sub-interface that gets all unicast, 0 for none */
 	__u32 sources;	  /* number of sub-interfaces in source mode */
+	__u32 watched;	  /* somebody hooks into witness() or witness_xdp() */
 	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
 	__u32 ports;	  /* number of sub-interfaces with PLACE_XDP */
 	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */

@@ -74,6 +74,7 @@ type XvlanParent struct {
 	Policy   XvlanPolicy
 	Passthru uint32
 	Sources  uint32
+	Watched  uint32
 	IpKeyed  uint32
 	Ports    uint32
 	LastId   uint32
@@ -208,6 +209,7 @@ const (
 	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 11
 	XvlanVerdictVERDICT_GROUP_MANY     XvlanVerdict = 12
 	XvlanVerdictVERDICT_MAX            XvlanVerdict = 13
+	XvlanVerdictEVENT_LEARNED          XvlanVerdict = 13
 )
 
 // Names of all BPF objects in the ELF.
