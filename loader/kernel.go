@@ -467,14 +467,29 @@ func (h *Host) delKernel(k kernelLink) error {
 // open opens the namespace that a device has been found in, and makes sure that
 // it is still there: what led to that may lead elsewhere now.
 func (k kernelLink) open() (*space, error) {
-	s, err := openSpace(k.space)
+	s, _, err := k.find()
+	return s, err
+}
+
+// again reads the device anew.
+func (k kernelLink) again() (netlink.Link, error) {
+	s, now, err := k.find()
 	if err != nil {
 		return nil, err
 	}
+	s.close()
+	return now, nil
+}
+
+func (k kernelLink) find() (*space, netlink.Link, error) {
+	s, err := openSpace(k.space)
+	if err != nil {
+		return nil, nil, err
+	}
 	now, err := s.nl.LinkByIndex(k.link.Attrs().Index)
 	if err == nil && now.Attrs().Alias == k.link.Attrs().Alias && now.Attrs().ParentIndex == k.link.Attrs().ParentIndex {
-		return s, nil
+		return s, now, nil
 	}
 	s.close()
-	return nil, fmt.Errorf("sub-interface %s: %w: it has just left netns %s", k.link.Attrs().Name, ErrNotFound, k.space)
+	return nil, nil, fmt.Errorf("sub-interface %s: %w: it has just left netns %s", k.link.Attrs().Name, ErrNotFound, k.space)
 }

@@ -291,11 +291,17 @@ func (h *Host) fromKernel(k kernelLink) (Link, error) {
 			}
 		}
 	}
-	if s := a.Statistics; s != nil {
-		l.Stats[maps.RX] = maps.Counter{Packets: s.RxPackets, Bytes: s.RxBytes}
-		l.Stats[maps.TX] = maps.Counter{Packets: s.TxPackets, Bytes: s.TxBytes}
-	}
+	l.Stats = deviceStats(k.link)
 	return l, nil
+}
+
+// deviceStats are a device's own counters, as ours where there are such.
+func deviceStats(l netlink.Link) (stats maps.Stats) {
+	if s := l.Attrs().Statistics; s != nil {
+		stats[maps.RX] = maps.Counter{Packets: s.RxPackets, Bytes: s.RxBytes}
+		stats[maps.TX] = maps.Counter{Packets: s.TxPackets, Bytes: s.TxBytes}
+	}
+	return stats
 }
 
 // spaceNames maps the ids of other namespaces, as seen from here, to names.

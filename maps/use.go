@@ -76,3 +76,14 @@ func (s *Set) AllStats() ([]Stats, error) {
 	}
 	return all, nil
 }
+
+// Instance is the kernel's number of these very maps: those that the parent has
+// after it was attached anew have another.
+func (s *Set) Instance() (ebpf.MapID, error) {
+	info, err := s.stats.Info()
+	if err != nil {
+		return 0, fmt.Errorf("read number of the counters: %w", err)
+	}
+	id, _ := info.ID() // since Linux 4.13
+	return id, nil
+}
