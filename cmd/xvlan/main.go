@@ -64,6 +64,7 @@ func guardNegative(args []string) []string {
 func run(args []string, stdout, stderr io.Writer) int {
 	a := &app{out: stdout, err: stderr}
 	root := a.root()
+	ownLetters(root, args)
 	root.SetArgs(guardNegative(args))
 	root.SetOut(stdout)
 	root.SetErr(stderr)
@@ -112,7 +113,7 @@ each sub-interface. It takes the words of ip link:
 	f.BoolVarP(&a.details, "details", "d", false, "show more")
 	f.BoolVarP(&a.stats, "statistics", "s", false, "show counters")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done, and verifier logs in full")
-	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.versionCmd())
+	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.topCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.versionCmd())
 	return cmd
 }
 

@@ -180,6 +180,13 @@ type statsJSON struct {
 	TX directionJSON `json:"tx"`
 }
 
+func statsOf(s *maps.Stats) statsJSON {
+	return statsJSON{
+		RX: directionJSON{counterJSON{s[maps.RX].Bytes, s[maps.RX].Packets}, s.DroppedRX()},
+		TX: directionJSON{counterJSON{s[maps.TX].Bytes, s[maps.TX].Packets}, s.DroppedTX()},
+	}
+}
+
 // verdictJSON holds every counter by its label.
 type verdictJSON map[string]counterJSON
 
@@ -208,8 +215,7 @@ func linksJSON(links []loader.Link) []linkJSON {
 		for _, x := range l.Addrs {
 			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String()})
 		}
-		j.Stats.RX = directionJSON{counterJSON{l.Stats[maps.RX].Bytes, l.Stats[maps.RX].Packets}, l.Stats.DroppedRX()}
-		j.Stats.TX = directionJSON{counterJSON{l.Stats[maps.TX].Bytes, l.Stats[maps.TX].Packets}, l.Stats.DroppedTX()}
+		j.Stats = statsOf(&l.Stats)
 		all = append(all, j)
 	}
 	return all

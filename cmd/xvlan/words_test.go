@@ -360,7 +360,7 @@ func TestNoLeaks(t *testing.T) {
 			"link add link eth0 c2 type ipvlan mode l2",
 			"link add link eth0 c3 addr 10.77.0.10/24 type macvlan mode bridge",
 			"link add link eth0 c2 netns IN mtu 9000 type ipvlan mode l2", "link add --datapath xdp link eth0 c3 type ipvlan mode l2",
-			"-d -s link show", "-j link show c1", "link show nope", "parent show", "probe eth0", "parent attach eth0 capacity 3",
+			"-d -s link show", "-j link show c1", "top -b -n 1 -d 0.1 eth0", "top -b nope", "link show nope", "parent show", "probe eth0", "parent attach eth0 capacity 3",
 			"link set c2 netns IN", "link set c1 netns HOST", "link set c1 netns nope", "link del c1", "link del nope",
 			"parent detach eth0", "parent detach eth0", "link add --datapath kernel link eth0 c1 netns IN type macvlan mode bridge",
 			"link show", "link del c1", "-n HOST link show", "-n IN parent show",
