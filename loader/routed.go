@@ -325,7 +325,7 @@ func (p *parent) followRoutes() error {
 		}
 		err := p.h.syncRoutes(s.Leg, p.addrsOf(l))
 		if errors.Is(err, ErrExists) {
-			p.h.log.Warn("a sub-interface's address is routed elsewhere", "parent", p.rec.Name, "name", s.Name, "error", err)
+			p.h.log.Warn("a sub-interface's address is routed elsewhere", "parent", p.rec.Name, "name", s.Name, "err", err)
 		} else if err != nil {
 			return err
 		}

@@ -199,8 +199,8 @@ var wrongInput = []wrong{
 	{"top -b -d 0", exitUsage, `"0"|-d|from 0.1 to 3600`},
 	{"top -b -d nan", exitUsage, `"nan"|-d|seconds`},
 	{"top -b -d 2s", exitUsage, `"2s"|-d|seconds`},
-	{"top -b --sort size", exitUsage, "sort size|no column|in-packets"},
-	{"top -b --state odd", exitUsage, "state odd|up and down"},
+	{"top -b --sort size", exitUsage, `"size"|--sort|not known|in-packets`},
+	{"top -b --state odd", exitUsage, `"odd"|--state|not known|up, down`},
 	{"top -b --name [", exitUsage, "name [|no pattern"},
 	{"-n nope top -b", exitFail, "netns nope|`ip netns` lists"},
 	{"-x top", exitUsage, "-x"},
@@ -208,6 +208,8 @@ var wrongInput = []wrong{
 	{"lnik show", exitUsage, "lnik|link"},
 	{"link add --frobnicate", exitUsage, "--frobnicate|--help"},
 	{"-x link", exitUsage, "-x|--help"},
+	{"--log-format xml link", exitUsage, `"xml"|--log-format|text, json`},
+	{"link --log-level loud", exitUsage, `"loud"|--log-level|debug, info, warn, error`},
 }
 
 func TestWrongInput(t *testing.T) {

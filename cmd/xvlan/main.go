@@ -2,10 +2,8 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"runtime"
 	"slices"
@@ -18,16 +16,6 @@ import (
 	"github.com/xvlan/xvlan/loader"
 )
 
-// Exit codes: as with iproute2 a wrong word is told from a failure.
-const (
-	exitOK    = 0
-	exitFail  = 1
-	exitUsage = 2
-)
-
-// errUsage marks what the words typed were wrong by themselves.
-var errUsage = errors.New("usage")
-
 // app is one run of the command, with all that it touches outside the kernel.
 type app struct {
 	out, err io.Writer
@@ -37,6 +25,9 @@ type app struct {
 	details bool
 	stats   bool
 	verbose bool
+
+	logFormat string
+	logLevel  string // "": as verbose says
 
 	started bool // the words were understood, and a command has begun
 }
@@ -69,25 +60,10 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.Execute()
-	if err == nil {
-		return exitOK
+	if err != nil {
+		a.fail(err, args)
 	}
-	fmt.Fprintf(stderr, "xvlan: %s\n", oneLine(err))
-	if errors.Is(err, errUsage) || !a.started {
-		return exitUsage
-	}
-	return exitFail
-}
-
-// oneLine folds joined errors, which come a line each.
-func oneLine(err error) string {
-	var parts []string
-	for line := range strings.Lines(err.Error()) {
-		if line = strings.TrimSuffix(strings.TrimSpace(line), ": usage"); line != "" {
-			parts = append(parts, line)
-		}
-	}
-	return strings.Join(parts, "; ")
+	return a.exitCode(err)
 }
 
 func (a *app) root() *cobra.Command {
@@ -99,7 +75,11 @@ kernel's macvlan and ipvlan do, by BPF programs on the parent device and on
 each sub-interface. It takes the words of ip link:
 
   xvlan link add link eth0 name c1 type macvlan mode bridge
-  ip link set c1 netns ns1`,
+  ip link set c1 netns ns1
+
+It ends with 0 when all is done, with 1 when something has failed, and with 2
+when the words typed make no sense; then nothing was done. What went wrong
+stands in one line on standard error.`,
 		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
 		SilenceUsage:     true,
 		SilenceErrors:    true,
@@ -113,6 +93,8 @@ each sub-interface. It takes the words of ip link:
 	f.BoolVarP(&a.details, "details", "d", false, "show more")
 	f.BoolVarP(&a.stats, "statistics", "s", false, "show counters")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done, and verifier logs in full")
+	f.Var(choice{&a.logFormat, []string{"text", "json"}}, "log-format", "how to log, and to say what went wrong (default text)")
+	f.Var(choice{&a.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what to log, at least (default warn)")
 	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.topCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.versionCmd())
 	return cmd
 }
@@ -147,14 +129,6 @@ func (a *app) host() (*loader.Host, error) {
 	return loader.Open(a.logger())
 }
 
-func (a *app) logger() *slog.Logger {
-	level := slog.LevelWarn
-	if a.verbose {
-		level = slog.LevelDebug
-	}
-	return slog.New(slog.NewTextHandler(a.err, &slog.HandlerOptions{Level: level}))
-}
-
 // with runs fn on the host.
 func (a *app) with(fn func(*loader.Host) error) error {
 	h, err := a.host()
@@ -163,9 +137,4 @@ func (a *app) with(fn func(*loader.Host) error) error {
 	}
 	defer h.Close()
 	return fn(h)
-}
-
-// usagef is an error in the words typed.
-func usagef(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), errUsage)
 }

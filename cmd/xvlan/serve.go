@@ -52,6 +52,8 @@ be followed.`,
 func (a *app) serve(address string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM, unix.SIGINT)
 	defer stop()
+	a.logger().Info("serving", "version", version())
+	defer a.logger().Info("ended")
 	if address == "" {
 		return a.with(func(h *loader.Host) error { return h.Serve(ctx, nil) })
 	}
@@ -98,7 +100,7 @@ func (w *web) start(address string) (end func() error, err error) {
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelWarn)}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ln) }()
-	fmt.Fprintf(w.app.out, "metrics on http://%s/metrics\n", ln.Addr())
+	w.app.metricsOn(fmt.Sprintf("http://%s/metrics", ln.Addr()))
 	return func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		defer cancel()
@@ -111,6 +113,16 @@ func (w *web) start(address string) (end func() error, err error) {
 		}
 		return nil
 	}, nil
+}
+
+// metricsOn says where metrics are, at whatever level is logged: the port may
+// have been left to the kernel.
+func (a *app) metricsOn(url string) {
+	if a.logFormat == "json" {
+		slog.New(slog.NewJSONHandler(a.out, nil)).Info("metrics", "url", url)
+		return
+	}
+	fmt.Fprintf(a.out, "metrics on %s\n", url)
 }
 
 func answer(rw http.ResponseWriter, err error) {

@@ -76,8 +76,8 @@ before it: xvlan -n NETNS top.`,
 	f.VarP((*topCount)(&spec.count), "count", "n", "end after so many looks")
 	f.VarP(&spec.delay, "delay", "d", "seconds between looks")
 	f.StringVar(&spec.name, "name", "", "only those with this in their name, or of a pattern as 'web*'")
-	f.StringVar(&spec.state, "state", "", "only those that are up, or down")
-	f.StringVarP(&spec.sort, "sort", "o", spec.sort, "column to sort by: "+strings.Join(topKeys(), ", "))
+	f.Var(choice{&spec.state, []string{"up", "down"}}, "state", "only those that are so")
+	f.VarP(choice{&spec.sort, topKeys()}, "sort", "o", "column to sort by: "+strings.Join(topKeys(), ", "))
 	f.BoolVarP(&spec.turned, "reverse", "r", false, "sort the other way round")
 	// Their letters are this command's own, see ownLetters.
 	f.StringVar(&a.netns, "netns", "", "act in this network namespace")
@@ -98,12 +98,6 @@ func ownLetters(root *cobra.Command, args []string) {
 }
 
 func (s *topSpec) check() error {
-	if s.state != "" && s.state != "up" && s.state != "down" {
-		return usagef("state %s: not known; up and down are", s.state)
-	}
-	if !slices.Contains(topKeys(), s.sort) {
-		return usagef("sort %s: no column; these are: %s", s.sort, strings.Join(topKeys(), ", "))
-	}
 	if _, err := nameMatches(s.name, ""); err != nil {
 		return usagef("name %s: no pattern; write it as web*, c? or c[0-9]", s.name)
 	}
