@@ -66,10 +66,30 @@ var ErrCapacity = errors.New("capacity out of range")
 // sub-interfaces (ids 1 to capacity). The caller closes the collection. It
 // takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, and Linux 6.1.
 func Load(capacity uint32) (*ebpf.Collection, error) {
+	spec, err := sized(LoadXvlan, capacity)
+	if err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	for _, name := range sections {
+		coll.Maps[name] = coll.Maps[section+name]
+		delete(coll.Maps, section+name)
+	}
+	return coll, nil
+}
+
+// sections are the maps that are sections.
+var sections = []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots}
+
+// sized reads an object and makes room for so many sub-interfaces in its maps.
+func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.CollectionSpec, error) {
 	if capacity < 1 || capacity > MaxCapacity {
 		return nil, fmt.Errorf("load programs: %w: %d is not in 1..%d", ErrCapacity, capacity, MaxCapacity)
 	}
-	spec, err := LoadXvlan()
+	spec, err := read()
 	if err != nil {
 		return nil, fmt.Errorf("read programs: %w", err)
 	}
@@ -89,9 +109,9 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	sections := map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots}
-	for name, n := range sections {
-		if err := lengthen(spec.Maps[section+name], n); err != nil {
+	lengths := map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots}
+	for _, name := range sections {
+		if err := lengthen(spec.Maps[section+name], lengths[name]); err != nil {
 			return nil, fmt.Errorf("size %s: %w", name, err)
 		}
 	}
@@ -111,15 +131,7 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	} {
 		spec.Maps[name].MaxEntries = entries
 	}
-	coll, err := ebpf.NewCollection(spec)
-	if err != nil {
-		return nil, fmt.Errorf("load programs: %w", err)
-	}
-	for name := range sections {
-		coll.Maps[name] = coll.Maps[section+name]
-		delete(coll.Maps, section+name)
-	}
-	return coll, nil
+	return spec, nil
 }
 
 // section begins the names that sections have in the object.

@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -56,6 +58,8 @@ type world struct {
 	outside []uint32         // those that get nothing group-addressed
 
 	crowded bool // every slot is shared
+
+	dry *bpf.DryRun // on the same maps; nil until it is needed
 }
 
 // An entry is one of by_ip4 or by_ip6.
@@ -81,7 +85,12 @@ func newWorld(tb testing.TB, capacity uint32) *world {
 	if err != nil {
 		tb.Fatalf("load: %+v", err)
 	}
-	tb.Cleanup(coll.Close)
+	tb.Cleanup(func() {
+		coll.Close()
+		if w.dry != nil {
+			w.dry.Close()
+		}
+	})
 	w.coll = coll
 	lab.VethWith(tb, w.host, "p0", w.inside, "w0", lab.VethOptions{MACA: parentMAC[:], MACB: routerMAC[:]})
 	w.meta = bpf.XvlanParent{
@@ -371,4 +380,32 @@ func sortEntries(all []entry) {
 		}
 		return int(a.vlan) - int(b.vlan)
 	})
+}
+
+// contents returns all that the maps hold, by name.
+func (w *world) contents(tb testing.TB) map[string][]string {
+	tb.Helper()
+	all := map[string][]string{}
+	for name, m := range w.coll.Maps {
+		if m.Type() == ebpf.DevMap || strings.HasPrefix(name, ".") {
+			continue // written by the loader alone
+		}
+		key, walk := []byte(nil), m.Iterate()
+		if m.Type() == ebpf.PerCPUArray {
+			var values [][]byte
+			for walk.Next(&key, &values) {
+				all[name] = append(all[name], string(key)+string(bytes.Join(values, nil)))
+			}
+		} else {
+			var value []byte
+			for walk.Next(&key, &value) {
+				all[name] = append(all[name], string(key)+string(value))
+			}
+		}
+		if err := walk.Err(); err != nil {
+			tb.Fatalf("walk %s: %v", name, err)
+		}
+		slices.Sort(all[name])
+	}
+	return all
 }

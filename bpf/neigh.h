@@ -30,13 +30,17 @@ static __always_inline bool take(struct __sk_buff *skb, void *map, const void *k
 	if (d && !(d->flags & DEST_RESERVED)) {
 		if (d->id == me && d->gen == sub->gen)
 			return false;
-		if (!sender(d, &id)) /* a former owner's, not yet swept */
-			bpf_map_delete_elem(map, key);
+		if (!sender(d, &id)) { /* a former owner's, not yet swept */
+			if (!DRY_RUN)
+				bpf_map_delete_elem(map, key);
+			d = NULL;
+		}
 	}
-	if (!bpf_map_update_elem(map, key, &mine, BPF_NOEXIST)) {
-		if (meta.watched)
+	if (DRY_RUN ? !d : !bpf_map_update_elem(map, key, &mine, BPF_NOEXIST)) {
+		note(STEP_LEARN, me, 0);
+		if (meta.watched && !DRY_RUN)
 			witness(skb, me, EVENT_LEARNED);
-		return true;
+		return !DRY_RUN;
 	}
 	count(skb, me, VERDICT_LEARN_DUP, ONE_EVENT);
 	return false;
@@ -93,12 +97,21 @@ static __always_inline void learn6(struct __sk_buff *skb, const struct sub *sub,
 	forget(&by_ip6, &old, id);
 }
 
+static __always_inline void yield(void *map, const void *key)
+{
+	struct dest *d = bpf_map_lookup_elem(map, key);
+
+	if (!d || !(d->flags & DEST_LEARNED))
+		return;
+	note(STEP_YIELD, d->id, 0);
+	if (!DRY_RUN)
+		bpf_map_delete_elem(map, key);
+}
+
 /* Somebody else on the wire announces an address that a sub-interface was
  * only learned to have: the claim ends, and the next ARP or ND decides anew. */
 static __always_inline void yield_to_wire(struct frame *f)
 {
-	struct dest *d;
-
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct ip4_key key = {.vlan = f->vlan};
 		struct arp *arp = at(f, f->l3, sizeof(*arp));
@@ -106,9 +119,7 @@ static __always_inline void yield_to_wire(struct frame *f)
 		if (!arp || !is_arp_ip4(arp))
 			return;
 		__builtin_memcpy(&key.addr_be, arp->spa, sizeof(key.addr_be));
-		d = bpf_map_lookup_elem(&by_ip4, &key);
-		if (d && d->flags & DEST_LEARNED)
-			bpf_map_delete_elem(&by_ip4, &key);
+		yield(&by_ip4, &key);
 	} else {
 		struct ip6_key key = {.vlan = f->vlan};
 		struct nd *nd = nd_at(f);
@@ -116,9 +127,7 @@ static __always_inline void yield_to_wire(struct frame *f)
 		if (!nd || nd->type != ND_NEIGHBOR_ADVERT)
 			return;
 		__builtin_memcpy(key.addr, nd->target, sizeof(key.addr));
-		d = bpf_map_lookup_elem(&by_ip6, &key);
-		if (d && d->flags & DEST_LEARNED)
-			bpf_map_delete_elem(&by_ip6, &key);
+		yield(&by_ip6, &key);
 	}
 }
 

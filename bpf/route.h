@@ -74,6 +74,7 @@ static __always_inline bool no_route(struct frame *f, const struct sub *sub,
 		return false;
 	to->ifindex = sub->leg;
 	found = bpf_fib_lookup(f->skb, to, sizeof(*to), 0);
+	note(STEP_ROUTE, 0, found);
 	return found >= BPF_FIB_LKUP_RET_BLACKHOLE && found <= BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 

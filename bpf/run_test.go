@@ -131,7 +131,8 @@ type frameCase struct {
 	gone  []entry // addresses deleted
 }
 
-// check runs a case in a world that is as it was entered, unwatched and watched.
+// check runs a case in a world that is as it was entered: unwatched, watched, and
+// dry.
 func (c *frameCase) check(t *testing.T, w *world, prog string) {
 	t.Helper()
 	was := w.meta.Watched
@@ -139,6 +140,7 @@ func (c *frameCase) check(t *testing.T, w *world, prog string) {
 	for w.meta.Watched = range uint32(2) {
 		c.checkOnce(t, w, prog)
 	}
+	c.checkDry(t, w, prog)
 }
 
 func (c *frameCase) checkOnce(t *testing.T, w *world, prog string) {

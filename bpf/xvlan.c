@@ -35,6 +35,7 @@
 #include "kernel.h"
 #include "xvlan.h"
 #include "maps.h"
+#include "trace.h" /* note, which is nothing but in a dry run */
 #include "device.h"
 
 char _license[] SEC("license") = "Dual MIT/GPL";
@@ -171,8 +172,11 @@ static __always_inline bool is_there(const struct sub *sub)
 static __always_inline struct sub *owner(const struct dest *d, __u32 *id)
 {
 	struct sub *sub = sender(d, id);
+	bool there = is_there(sub);
 
-	return is_there(sub) ? sub : NULL;
+	if (d && d->id)
+		note(STEP_TAKEN, d->id, there);
+	return there ? sub : NULL;
 }
 
 static __always_inline struct sub *sub_by_leg(__u32 leg, __u32 *id)
@@ -180,6 +184,7 @@ static __always_inline struct sub *sub_by_leg(__u32 leg, __u32 *id)
 	__u32 found = *ELEMENT(leg_slots, leg & (0xffffffffU >> slot_shift));
 	struct sub *sub;
 
+	note(STEP_LEG, found & ~SLOT_SHARED, found);
 	if (!found)
 		return NULL;
 	if (found == SLOT_SHARED)
@@ -200,7 +205,7 @@ static __always_inline struct dest *dest_by_mac(__u16 vlan, const void *mac)
 		key.vlan = 0;
 		d = bpf_map_lookup_elem(&by_mac, &key);
 	}
-	return d;
+	return noted(STEP_MAC, d);
 }
 
 /* What a MAC's slot says: a multiplicative hash, bpf.MACSlot in Go. */
@@ -217,17 +222,19 @@ static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32
 {
 	__u32 found = mac_slot(mac);
 	struct sub *sub;
+	bool there;
 
+	note(STEP_MAC_SLOT, found & ~SLOT_SHARED, found);
 	if (!found)
 		return NULL;
 	if (found == SLOT_SHARED)
 		return owner(dest_by_mac(vlan, mac), id);
 	*id = found;
 	sub = sub_by_id(*id);
-	if (sub->kind != KIND_MACVLAN || !mac_eq(sub->mac, mac) ||
-	    (sub->vlan && sub->vlan != vlan) || !is_there(sub))
-		return NULL;
-	return sub;
+	there = sub->kind == KIND_MACVLAN && mac_eq(sub->mac, mac) &&
+		(!sub->vlan || sub->vlan == vlan) && is_there(sub);
+	note(STEP_TAKEN, *id, there);
+	return there ? sub : NULL;
 }
 
 static __always_inline struct dest *dest_by_ip4(__u16 vlan, const void *addr)
@@ -235,7 +242,7 @@ static __always_inline struct dest *dest_by_ip4(__u16 vlan, const void *addr)
 	struct ip4_key key = {.vlan = vlan};
 
 	__builtin_memcpy(&key.addr_be, addr, sizeof(key.addr_be));
-	return bpf_map_lookup_elem(&by_ip4, &key);
+	return noted(STEP_IP, bpf_map_lookup_elem(&by_ip4, &key));
 }
 
 static __always_inline struct dest *dest_by_ip6(__u16 vlan, const void *addr)
@@ -243,7 +250,7 @@ static __always_inline struct dest *dest_by_ip6(__u16 vlan, const void *addr)
 	struct ip6_key key = {.vlan = vlan};
 
 	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
-	return bpf_map_lookup_elem(&by_ip6, &key);
+	return noted(STEP_IP, bpf_map_lookup_elem(&by_ip6, &key));
 }
 
 static __always_inline bool is_arp_ip4(const struct arp *arp)
@@ -304,6 +311,7 @@ static __always_inline struct sub *lookup(struct frame *f, __u32 *id, bool *unkn
 	*unknown = false;
 	if (!eth)
 		return NULL;
+	note(STEP_DESTINATION, 0, 0);
 	if (mac_eq(eth->h_dest, meta.mac))
 		return meta.ip_keyed ? ip_keyed(dest_by_ip(f, DESTINATION), id) : NULL;
 	sub = sub_by_mac(f->vlan, eth->h_dest, id);
@@ -321,6 +329,7 @@ static __always_inline struct sub *returned(struct frame *f, __u32 *id)
 
 	if (!eth)
 		return NULL;
+	note(STEP_SOURCE, 0, 0);
 	if (!mac_eq(eth->h_source, meta.mac))
 		return sub_by_mac(f->vlan, eth->h_source, id);
 	if (meta.passthru) {
@@ -364,6 +373,7 @@ static __always_inline struct sub *asked(struct frame *f, __u32 *id)
 	struct dest *d = NULL;
 	struct sub *sub;
 
+	note(STEP_QUESTION, 0, 0);
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct arp *arp = at(f, f->l3, sizeof(*arp));
 
@@ -456,7 +466,8 @@ static __always_inline void add(__u32 id, enum verdict v, struct size size)
 {
 	struct sub_stats *s = bpf_map_lookup_elem(&stats, &id);
 
-	if (!s)
+	note(STEP_VERDICT, id, v);
+	if (!s || DRY_RUN)
 		return;
 	s->verdict[v].packets += size.packets;
 	s->verdict[v].bytes += size.bytes;
@@ -465,7 +476,7 @@ static __always_inline void add(__u32 id, enum verdict v, struct size size)
 static __always_inline void count(struct __sk_buff *skb, __u32 id, enum verdict v, struct size size)
 {
 	add(id, v, size);
-	if (meta.watched)
+	if (meta.watched && !DRY_RUN)
 		witness(skb, id, v);
 }
 
@@ -473,7 +484,7 @@ static __always_inline void count_xdp(struct xdp_md *ctx, __u32 id, enum verdict
 				      struct size size)
 {
 	add(id, v, size);
-	if (meta.watched)
+	if (meta.watched && !DRY_RUN)
 		witness_xdp(ctx, id, v);
 }
 
@@ -503,7 +514,7 @@ static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 	    bpf_core_read(&there, sizeof(there), &peer->nd_net.net))
 		return;
 	place = here == there ? PLACE_LOCAL : PLACE_AWAY;
-	if (sub->place != place)
+	if (sub->place != place && !DRY_RUN)
 		sub->place = place;
 }
 
@@ -558,6 +569,7 @@ static __always_inline bool not_joined(const struct flood *f, const struct sub *
 {
 	enum membership m = membership(sub->device, group_of(f->dst));
 
+	note(STEP_GROUP, id, m);
 	if (m == GROUP_MANY)
 		count(f->skb, id, VERDICT_GROUP_MANY, (struct size){.packets = 1});
 	return m == GROUP_NOT;
@@ -596,8 +608,12 @@ static __always_inline bool listed(__u32 id, const __u8 *mac)
 {
 	struct src_key key = {.id = id};
 
+	bool found;
+
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
-	return bpf_map_lookup_elem(&by_src, &key);
+	found = bpf_map_lookup_elem(&by_src, &key);
+	note(STEP_LISTED, id, found);
+	return found;
 }
 
 static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
@@ -719,6 +735,7 @@ static __always_inline int redirect_xdp(struct xdp_md *ctx, struct frame *f, con
 	action = bpf_redirect_map(&ports, id, XDP_PASS);
 	if (action != XDP_REDIRECT)
 		return action;
+	note(STEP_PORT, id, sub->leg);
 	if (sub->kind == KIND_IPVLAN)
 		__builtin_memcpy(f->data, sub->mac, ETH_ALEN);
 	count_xdp(ctx, id, VERDICT_RX, size);
@@ -737,8 +754,10 @@ int xvlan_xdp(struct xdp_md *ctx)
 
 	if (!(drops || meta.ports) || meta.passthru || meta.sources || !parse(&f))
 		return XDP_PASS;
-	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.vlan))
+	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.vlan)) {
+		note(STEP_VLAN, 0, f.vlan);
 		return XDP_PASS;
+	}
 	eth = at(&f, 0, sizeof(*eth));
 	if (!eth || is_group(&f) || (!meta.ports && mac_eq(eth->h_dest, meta.mac)))
 		return XDP_PASS;
@@ -840,8 +859,10 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (!parse_skb(skb, &f))
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
-	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan))
+	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan)) {
+		note(STEP_VLAN, 0, f.vlan);
 		return pass(skb, size); /* it is the VLAN device's */
+	}
 	/* Before anything else is looked up, as the kernel's driver has it. */
 	if (meta.sources && copy_to(&f, CLASS_SOURCE, 0, size))
 		return TC_ACT_SHOT;
@@ -882,7 +903,7 @@ int xvlan_rx(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	/* The host's and IP-keyed ones' frames would only look in vain. */
 	if (*(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || meta.sources || skb->vlan_present ||
-	    skb->gso_size)
+	    skb->gso_size || DRY_RUN)
 		return rx_whole(skb);
 	id = mac_slot(dst);
 	sub = sub_by_id(id);

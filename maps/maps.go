@@ -61,6 +61,15 @@ func (s *Set) fields() map[string]**ebpf.Map {
 	}
 }
 
+// Maps returns the maps by name. They are the Set's, which closes them.
+func (s *Set) Maps() map[string]*ebpf.Map {
+	all := map[string]*ebpf.Map{}
+	for name, field := range s.fields() {
+		all[name] = *field
+	}
+	return all
+}
+
 // New takes a freshly loaded collection's maps over; the Set closes them.
 func New(coll *ebpf.Collection) (*Set, error) {
 	s := &Set{}

@@ -193,6 +193,7 @@ func TestNoBPF(t *testing.T) {
 			if r.code != exitOK {
 				t.Fatalf("link add: exit status %d\n%s", r.code, r.err)
 			}
+			lab.Eventually(t, "state of c1", func() bool { return strings.Contains(w.must(t, "link show c1"), "state UP") })
 			r = less("-d link show c1")
 			if !strings.Contains(r.out, "datapath kernel") || !strings.Contains(r.out, "datapath reason: BPF takes CAP_BPF") {
 				t.Errorf("link show: exit status %d\n%s%s", r.code, r.out, r.err)
