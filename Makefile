@@ -14,7 +14,8 @@ NEED_GO       := go:golang-go
 NEED_GENERATE := clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_helpers.h:libbpf-dev
 NEED_LINT     := clang-format-19:clang-format-19
 NEED_DEMO     := ip:iproute2 ping:iputils-ping
-NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus
+NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
+                 fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion
 NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
 
 # need installs the packages of those commands of $(1) that are missing.
@@ -37,6 +38,9 @@ build: ## build ./xvlan
 .PHONY: install
 install: build ## install xvlan under PREFIX, /usr/local by default
 	$(SUDO) install -D -m 0755 xvlan $(DESTDIR)$(PREFIX)/bin/xvlan
+	./xvlan completion bash | $(SUDO) install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/xvlan
+	./xvlan completion zsh | $(SUDO) install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_xvlan
+	./xvlan completion fish | $(SUDO) install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/xvlan.fish
 
 .PHONY: demo
 demo: build ## show it at work, in namespaces of its own

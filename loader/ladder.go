@@ -322,21 +322,39 @@ func (h *Host) parentLink(name string) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find parent %s: %w", name, err)
 	}
-	attrs := l.Attrs()
-	if attrs.RawFlags&unix.IFF_LOOPBACK != 0 {
-		return nil, fmt.Errorf("parent %s: %w: a loopback device has no wire; name an Ethernet device", name, ErrInvalid)
-	}
-	if attrs.EncapType != "ether" || len(attrs.HardwareAddr) != 6 {
-		return nil, fmt.Errorf("parent %s: %w: its link type is %s; name an Ethernet device", name, ErrInvalid, attrs.EncapType)
-	}
-	if _, _, ok := parseLeg(name); ok && l.Type() == "veth" {
-		return nil, fmt.Errorf("parent %s: %w: it is the host leg of a sub-interface; name its parent", name, ErrInvalid)
-	}
-	if l.Type() == "ipvlan" || l.Type() == "ipvtap" {
-		return nil, fmt.Errorf("parent %s: %w: it is an ipvlan, which receives nothing but what is for its own addresses; name its parent",
-			name, ErrUnsupported)
+	if err := checkParent(l); err != nil {
+		return nil, err
 	}
 	return l, nil
+}
+
+// checkParent refuses devices that cannot be a parent.
+func checkParent(l netlink.Link) error {
+	attrs := l.Attrs()
+	name := attrs.Name
+	if attrs.RawFlags&unix.IFF_LOOPBACK != 0 {
+		return fmt.Errorf("parent %s: %w: a loopback device has no wire; name an Ethernet device", name, ErrInvalid)
+	}
+	if attrs.EncapType != "ether" || len(attrs.HardwareAddr) != 6 {
+		return fmt.Errorf("parent %s: %w: its link type is %s; name an Ethernet device", name, ErrInvalid, attrs.EncapType)
+	}
+	if _, _, ok := parseLeg(name); ok && l.Type() == "veth" {
+		return fmt.Errorf("parent %s: %w: it is the host leg of a sub-interface; name its parent", name, ErrInvalid)
+	}
+	if l.Type() == "ipvlan" || l.Type() == "ipvtap" {
+		return fmt.Errorf("parent %s: %w: it is an ipvlan, which receives nothing but what is for its own addresses; name its parent",
+			name, ErrUnsupported)
+	}
+	return nil
+}
+
+// Candidates lists the devices of this namespace that can be parents.
+func (h *Host) Candidates() ([]netlink.Link, error) {
+	links, err := whole(h.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list devices: %w", err)
+	}
+	return slices.DeleteFunc(links, func(l netlink.Link) bool { return checkParent(l) != nil }), nil
 }
 
 // filters tells whether a device takes MACs besides its own.

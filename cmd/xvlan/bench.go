@@ -57,6 +57,7 @@ changed, but that native XDP is tried for a moment where its driver may have it.
 			return a.bench(spec)
 		},
 	}
+	completeFirst(cmd, a.devices)
 	f := cmd.Flags()
 	f.DurationVar(&spec.time, "time", 20*time.Second, "about how long to take")
 	f.IntSliceVar(&spec.links, "links", []int{16, loader.DefaultCapacity}, "sub-interfaces to measure the programs with")

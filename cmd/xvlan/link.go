@@ -34,7 +34,7 @@ func (a *app) linkCmd() *cobra.Command {
 		Example: `  xvlan link add link eth0 name c1 type macvlan mode bridge
   xvlan link add link eth0 name c2 netns ns2 addr 192.0.2.7/24 up type ipvlan mode l2`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			spec, err := parseAdd(args)
+			spec, err := parseAdd(&words{left: args})
 			if err != nil {
 				return err
 			}
@@ -53,7 +53,7 @@ func (a *app) linkCmd() *cobra.Command {
 			Short:   "Remove a sub-interface",
 			Aliases: []string{"delete", "d"},
 			RunE: func(_ *cobra.Command, args []string) error {
-				sel, err := parseSelector(args, nil)
+				sel, err := parseSelector(&words{left: args}, nil)
 				if err != nil {
 					return err
 				}
@@ -69,12 +69,15 @@ func (a *app) linkCmd() *cobra.Command {
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
 		&cobra.Command{
-			Use:     "show [[dev] NAME] [link PARENT]",
+			Use:     "show [[dev] NAME] [link PARENT] [netns NAME]",
 			Short:   "Show sub-interfaces",
 			Aliases: []string{"list", "ls", "s"},
 			RunE:    func(_ *cobra.Command, args []string) error { return a.show(args) },
 		},
 	)
+	for _, sub := range cmd.Commands() {
+		a.completeWords(sub, sub.Name())
+	}
 	return cmd
 }
 
@@ -85,7 +88,7 @@ func (a *app) set(args []string) error {
 		args, kind = args[:i], args[i+1:]
 	}
 	var to target
-	sel, err := parseSelector(args, &to)
+	sel, err := parseSelector(&words{left: args}, &to)
 	if err != nil {
 		return err
 	}
@@ -139,6 +142,9 @@ func parseDatapath(s string) (loader.Datapath, error) {
 type words struct {
 	left []string
 	err  error
+
+	asked string // the keyword whose value there are no more words for
+	kind  string // behind `type`, if that has been read
 }
 
 func (w *words) next() (string, bool) {
@@ -154,6 +160,7 @@ func (w *words) next() (string, bool) {
 func (w *words) value(keyword string) string {
 	v, ok := w.next()
 	if !ok && w.err == nil {
+		w.asked = keyword
 		w.err = usagef("%s: its value is missing", keyword)
 	}
 	return v
@@ -166,10 +173,9 @@ func (w *words) fail(err error) {
 }
 
 // parseAdd reads the words of `link add`, those of `ip link add`.
-func parseAdd(args []string) (loader.LinkSpec, error) {
+func parseAdd(w *words) (loader.LinkSpec, error) {
 	var (
 		spec loader.LinkSpec
-		w    = words{left: args}
 		kind string
 	)
 	for kind == "" {
@@ -208,10 +214,15 @@ func parseAdd(args []string) (loader.LinkSpec, error) {
 				if spec.Parent == "" {
 					hint = "the parent is said with: link PARENT"
 				}
-				return spec, usagef("%s: not known here; %s", word, hint)
+				w.fail(usagef("%s: not known here; %s", word, hint))
+				return spec, w.err
 			}
 			spec.Name = word
 		}
+	}
+	var t typeWords
+	if kind != "" {
+		t, _ = w.parseType(kind) // w has its error
 	}
 	switch {
 	case w.err != nil:
@@ -222,10 +233,6 @@ func parseAdd(args []string) (loader.LinkSpec, error) {
 		return spec, usagef("name: say what to call it: name NAME")
 	case kind == "":
 		return spec, usagef("type: say which: type macvlan mode bridge, or type ipvlan mode l2")
-	}
-	t, err := w.parseType(kind)
-	if err != nil {
-		return spec, err
 	}
 	return spec, t.forAdd(&spec)
 }
@@ -284,8 +291,7 @@ func (w *words) integer(keyword string, least, most int64) int64 {
 
 // parseSelector reads `[dev] NAME [link PARENT] [netns NETNS]`. With a target,
 // which it fills in, netns tells where to move to, not where to look.
-func parseSelector(args []string, to *target) (sel loader.Selector, err error) {
-	w := words{left: args}
+func parseSelector(w *words, to *target) (sel loader.Selector, err error) {
 	for {
 		word, ok := w.next()
 		if !ok {
@@ -312,7 +318,7 @@ func parseSelector(args []string, to *target) (sel loader.Selector, err error) {
 		}
 	}
 	if w.err == nil && sel.Name == "" {
-		w.err = usagef("dev: say which sub-interface")
+		return sel, usagef("dev: say which sub-interface")
 	}
 	return sel, w.err
 }
@@ -324,7 +330,7 @@ func (a *app) show(args []string) error {
 		var err error
 		if len(args) == 2 && args[0] == "link" {
 			sel.Parent = args[1]
-		} else if sel, err = parseSelector(args, nil); err != nil {
+		} else if sel, err = parseSelector(&words{left: args}, nil); err != nil {
 			return err
 		}
 	}

@@ -96,6 +96,8 @@ stands in one line on standard error.`,
 	f.Var(choice{&a.logFormat, []string{"text", "json"}}, "log-format", "how to log, and to say what went wrong (default text)")
 	f.Var(choice{&a.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what to log, at least (default warn)")
 	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.topCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.versionCmd())
+	cmd.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	completeFlags(cmd)
 	return cmd
 }
 

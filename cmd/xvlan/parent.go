@@ -30,7 +30,7 @@ the last. Attached by name it stays, and takes a policy and a capacity.`,
 		Example: `  xvlan parent attach eth0 unknown drop
   xvlan parent attach eth0 capacity 4096`,
 		RunE: func(_ *cobra.Command, args []string) error {
-			name, spec, err := parseAttach(args)
+			name, spec, err := parseAttach(&words{left: args})
 			if err != nil {
 				return err
 			}
@@ -57,6 +57,10 @@ the last. Attached by name it stays, and takes a policy and a capacity.`,
 			RunE:    func(_ *cobra.Command, args []string) error { return a.showParents(args) },
 		},
 	)
+	for _, sub := range cmd.Commands() {
+		completeFirst(sub, a.parents)
+	}
+	a.completeWords(attach, "attach")
 	return cmd
 }
 
@@ -70,11 +74,10 @@ func exactly(what string) cobra.PositionalArgs {
 	}
 }
 
-func parseAttach(args []string) (string, loader.AttachSpec, error) {
+func parseAttach(w *words) (string, loader.AttachSpec, error) {
 	var (
 		name string
 		spec = loader.AttachSpec{Keep: true}
-		w    = words{left: args}
 	)
 	for {
 		word, ok := w.next()
@@ -104,7 +107,7 @@ func parseAttach(args []string) (string, loader.AttachSpec, error) {
 		}
 	}
 	if w.err == nil && name == "" {
-		w.err = usagef("parent: say which")
+		return name, spec, usagef("parent: say which")
 	}
 	return name, spec, w.err
 }
@@ -171,7 +174,7 @@ func (a *app) showParents(args []string) error {
 }
 
 func (a *app) probeCmd() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "probe [PARENT]",
 		Short: "Say what this host, and a parent, can do and which rung it gets",
 		Args:  cobra.MaximumNArgs(1),
@@ -189,6 +192,8 @@ func (a *app) probeCmd() *cobra.Command {
 			})
 		},
 	}
+	completeFirst(cmd, a.devices)
+	return cmd
 }
 
 type probeJSON struct {

@@ -71,6 +71,7 @@ before it: xvlan -n NETNS top.`,
 			return a.top(spec)
 		},
 	}
+	completeFirst(cmd, a.parents)
 	f := cmd.Flags()
 	f.BoolVarP(&spec.batch, "batch", "b", false, "print, for pipes and files; with -j a line of JSON each time")
 	f.VarP((*topCount)(&spec.count), "count", "n", "end after so many looks")

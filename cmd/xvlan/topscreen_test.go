@@ -23,17 +23,24 @@ type typist struct {
 	done chan struct{} // closed when there is no more output
 }
 
-// atTerminal starts a command on a terminal of its own.
+// atTerminal starts xvlan on a terminal of its own.
 func (w *world) atTerminal(t *testing.T, rows, cols uint16, env []string, args ...string) *typist {
+	t.Helper()
+	cmd := command(t, args...)
+	cmd.Env = append(cmd.Env, env...)
+	return w.startAtTerminal(t, rows, cols, cmd)
+}
+
+func (w *world) startAtTerminal(t *testing.T, rows, cols uint16, cmd *exec.Cmd) *typist {
 	t.Helper()
 	ptmx, tty, err := pty.Open()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer tty.Close()
-	p := &typist{cmd: command(t, args...), ptmx: ptmx, out: &lab.Output{}, done: make(chan struct{})}
+	p := &typist{cmd: cmd, ptmx: ptmx, out: &lab.Output{}, done: make(chan struct{})}
 	p.resize(t, rows, cols)
-	p.cmd.Env = append(p.cmd.Env, append([]string{"TERM=xterm", "NO_COLOR="}, env...)...)
+	p.cmd.Env = append([]string{"TERM=xterm", "NO_COLOR="}, p.cmd.Env...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = tty, tty, tty
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	start(t, w.do, p.cmd)

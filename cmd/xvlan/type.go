@@ -44,8 +44,10 @@ func (w *words) parseType(kind string) (typeWords, error) {
 	case "ipvlan":
 		t.kind = maps.Ipvlan
 	default:
-		return t, usagef("type %s: not known; macvlan and ipvlan are", kind)
+		w.fail(usagef("type %s: not known; macvlan and ipvlan are", kind))
+		return t, w.err
 	}
+	w.kind = kind
 	for {
 		word, ok := w.next()
 		if !ok {
@@ -70,7 +72,8 @@ func (w *words) parseType(kind string) (typeWords, error) {
 			n := int32(w.integer(word, math.MinInt32, math.MaxInt32))
 			t.queue.Limit = &n
 		default:
-			return t, usagef("%s: not known behind type %s; see `xvlan link add --help`", word, kind)
+			w.fail(usagef("%s: not known behind type %s; see `xvlan link add --help`", word, kind))
+			return t, w.err
 		}
 	}
 }
