@@ -31,6 +31,21 @@ func (a *app) linkCmd() *cobra.Command {
   IPVLAN  := [mode {l3|l2|l3s}] [bridge|private|vepa]`,
 		Short:   "Make a sub-interface",
 		Aliases: []string{"a"},
+		Long: `Makes a sub-interface on a parent with the words of ip link, and those few besides
+that ip has other commands for. A macvlan is in mode vepa and an ipvlan in mode
+l3 with the flag bridge where nothing else is said, as with ip.
+
+  address     its MAC, a random one otherwise; of an ipvlan that which it has inside
+  addr        an address that is set on it and given to it, so that nobody else
+              has it; may be said again
+  mtu         its MTU, up to the parent's
+  netns       where it belongs: a name, a process ID or a path
+  up          set it up
+  delivery    xdp: XDP programs and AF_XDP sockets on it get its unicast
+  macaddr     whose frames a macvlan in mode source receives
+  nodst       and nobody else receives them
+  nopromisc   leave the parent's promiscuity alone, in mode passthru
+  bcqueuelen, bclim   the kernel driver's queue of broadcasts, on the kernel rung`,
 		Example: `  xvlan link add link eth0 name c1 type macvlan mode bridge
   xvlan link add link eth0 name c2 netns ns2 addr 192.0.2.7/24 up type ipvlan mode l2`,
 		RunE: func(_ *cobra.Command, args []string) error {

@@ -66,6 +66,11 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return a.exitCode(err)
 }
 
+// exitText tells the exit codes.
+const exitText = `It ends with 0 when all is done, with 1 when something has failed, and with 2
+when the words typed make no sense; then nothing was done. What went wrong
+stands in one line on standard error.`
+
 func (a *app) root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "xvlan",
@@ -77,9 +82,7 @@ each sub-interface. It takes the words of ip link:
   xvlan link add link eth0 name c1 type macvlan mode bridge
   ip link set c1 netns ns1
 
-It ends with 0 when all is done, with 1 when something has failed, and with 2
-when the words typed make no sense; then nothing was done. What went wrong
-stands in one line on standard error.`,
+` + exitText,
 		PersistentPreRun: func(*cobra.Command, []string) { a.started = true },
 		SilenceUsage:     true,
 		SilenceErrors:    true,
@@ -88,14 +91,14 @@ stands in one line on standard error.`,
 		return fmt.Errorf("%w; see `%s --help`: %w", err, c.CommandPath(), errUsage)
 	})
 	f := cmd.PersistentFlags()
-	f.StringVarP(&a.netns, "netns", "n", "", "act in this network namespace, as ip -n does")
+	f.StringVarP(&a.netns, "netns", "n", "", "act in network namespace `NETNS`, as ip -n does")
 	f.BoolVarP(&a.json, "json", "j", false, "print JSON")
 	f.BoolVarP(&a.details, "details", "d", false, "show more")
 	f.BoolVarP(&a.stats, "statistics", "s", false, "show counters")
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done, and verifier logs in full")
 	f.Var(choice{&a.logFormat, []string{"text", "json"}}, "log-format", "how to log, and to say what went wrong (default text)")
 	f.Var(choice{&a.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what to log, at least (default warn)")
-	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.topCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.versionCmd())
+	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.topCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.manCmd(), a.versionCmd())
 	cmd.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	completeFlags(cmd)
 	return cmd

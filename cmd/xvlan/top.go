@@ -76,12 +76,12 @@ before it: xvlan -n NETNS top.`,
 	f.BoolVarP(&spec.batch, "batch", "b", false, "print, for pipes and files; with -j a line of JSON each time")
 	f.VarP((*topCount)(&spec.count), "count", "n", "end after so many looks")
 	f.VarP(&spec.delay, "delay", "d", "seconds between looks")
-	f.StringVar(&spec.name, "name", "", "only those with this in their name, or of a pattern as 'web*'")
+	f.StringVar(&spec.name, "name", "", "only those with `TEXT` in their name, or of a pattern as 'web*'")
 	f.Var(choice{&spec.state, []string{"up", "down"}}, "state", "only those that are so")
-	f.VarP(choice{&spec.sort, topKeys()}, "sort", "o", "column to sort by: "+strings.Join(topKeys(), ", "))
+	f.VarP(choice{&spec.sort, topKeys()}, "sort", "o", "`COLUMN` to sort by: "+strings.Join(topKeys(), ", "))
 	f.BoolVarP(&spec.turned, "reverse", "r", false, "sort the other way round")
 	// Their letters are this command's own, see ownLetters.
-	f.StringVar(&a.netns, "netns", "", "act in this network namespace")
+	f.StringVar(&a.netns, "netns", "", "act in network namespace `NETNS`")
 	f.BoolVar(&a.details, "details", false, "")
 	f.Lookup("details").Hidden = true
 	return cmd
