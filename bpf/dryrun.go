@@ -2,9 +2,11 @@ package bpf
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 // DryRun is the programs of a parent in a build that decides by the parent's own
@@ -46,6 +48,13 @@ type Decision struct {
 	Missing int // steps that there was no room for
 }
 
+// ErrFrameLength is returned for a frame that the kernel gives to no program for a
+// test: it has to fit into a page, beside some hundred bytes of the kernel's own.
+var ErrFrameLength = errors.New("longer than the kernel can try")
+
+// longFrame fits into a page on every kernel.
+const longFrame = 3000
+
 // Run gives a frame to a program, XvlanProgXvlanXdp or one of the tc programs, as if
 // it had come in by a device of the calling thread's network namespace.
 func (d *DryRun) Run(prog string, index int, frame []byte) (Decision, error) {
@@ -58,6 +67,9 @@ func (d *DryRun) Run(prog string, index int, frame []byte) (Decision, error) {
 		opts.Context = onDeviceXDP(index, len(frame))
 	}
 	ret, err := d.coll.Programs[prog].Run(opts)
+	if errors.Is(err, unix.EINVAL) && len(frame) > longFrame {
+		return Decision{}, fmt.Errorf("run %s: %w: %d bytes", prog, ErrFrameLength, len(frame))
+	}
 	if err != nil {
 		return Decision{}, fmt.Errorf("run %s: %w", prog, err)
 	}

@@ -22,6 +22,7 @@ var keywords = map[string][]string{
 	"del":    {"dev", "link", "netns"},
 	"show":   {"dev", "link", "netns"},
 	"attach": {"unknown", "capacity"},
+	"trace":  {"from", "netns", "hex", "pcap", "frame", "src", "dst", "vlan", "len", "ip", "arp", "nd", "proto", "sport", "dport"},
 
 	"add macvlan": {"mode", "macaddr", "nopromisc", "nodst", "bcqueuelen", "bclim"},
 	"add ipvlan":  {"mode", "bridge", "private", "vepa"},
@@ -35,6 +36,7 @@ var fixedValues = map[string][]string{
 	"set macaddr": {"add", "del", "set", "flush"},
 	"datapath":    {"xdp", "tc", "kernel"},
 	"delivery":    {"auto", "xdp"},
+	"proto":       {"udp", "tcp", "icmp"},
 	"type":        {"macvlan", "ipvlan"},
 	"unknown":     {"pass", "drop"},
 }
@@ -60,6 +62,9 @@ func (a *app) nextWords(what string, args []string) []cobra.Completion {
 	case "attach":
 		name, _, _ := parseAttach(w)
 		named = name != ""
+	case "trace":
+		req, _ := parseTraceWords(w)
+		named = req.parent != ""
 	default:
 		var to *target
 		if i := slices.Index(args, "type"); what == "set" && i > 0 {
@@ -85,6 +90,8 @@ func (a *app) nextWords(what string, args []string) []cobra.Completion {
 		next = slices.DeleteFunc(next, func(word string) bool { return word == "name" || word == "dev" })
 	} else if what == "attach" {
 		next = append(a.devices(), next...)
+	} else if what == "trace" {
+		return a.parents()
 	} else if what != "add" {
 		next = append(a.links(), next...)
 	}
@@ -107,6 +114,8 @@ func (a *app) valuesOf(what string, w *words) []cobra.Completion {
 		if what != "add" {
 			return a.links()
 		}
+	case "from":
+		return append(a.links(), "wire")
 	case "netns":
 		return namespaces()
 	case "mode":

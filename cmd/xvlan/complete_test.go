@@ -44,7 +44,7 @@ func TestComplete(t *testing.T) {
 	fill := strings.NewReplacer("HOST", w.host.Name(), "IN", w.inside.Name())
 	const behindName = "link address addr mtu netns up delivery type"
 	for line, want := range map[string]string{
-		"": "bench completion demo help link man parent probe serve top version",
+		"": "bench completion demo help link man parent probe serve top trace version",
 
 		"link ":                                    "add del set show",
 		"link add ":                                "link name dev address addr mtu netns up delivery type",
@@ -70,6 +70,11 @@ func TestComplete(t *testing.T) {
 		"link add c3 link eth0 type ipvlan mode l2 ":                                 "bridge private vepa",
 		"link add --datapath ":                                                       "xdp tc kernel",
 		"link a ":                                                                    "link name dev address addr mtu netns up delivery type",
+
+		"trace ":                            "eth0",
+		"trace eth0 from ":                  "c2 wire",
+		"trace eth0 arp 10.0.0.1 10.0.0.2 ": "from netns hex pcap frame src dst vlan len ip nd proto sport dport",
+		"trace eth0 proto ":                 "udp tcp icmp",
 
 		"link del ":                         "c2 dev link netns",
 		"link del dev ":                     "c2",
@@ -136,6 +141,8 @@ func TestCompleteKeywords(t *testing.T) {
 				_, _ = parseAdd(w)
 			case "attach":
 				_, _, _ = parseAttach(w)
+			case "trace":
+				_, _ = parseTraceWords(w)
 			case "set":
 				if kind != "" {
 					w.left = args[5:]

@@ -98,7 +98,13 @@ each sub-interface. It takes the words of ip link:
 	f.BoolVarP(&a.verbose, "verbose", "v", false, "log what is done, and verifier logs in full")
 	f.Var(choice{&a.logFormat, []string{"text", "json"}}, "log-format", "how to log, and to say what went wrong (default text)")
 	f.Var(choice{&a.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what to log, at least (default warn)")
-	cmd.AddCommand(a.linkCmd(), a.parentCmd(), a.topCmd(), a.probeCmd(), a.benchCmd(), a.serveCmd(), a.demoCmd(), a.manCmd(), a.versionCmd())
+	cmd.AddCommand(
+		a.linkCmd(), a.parentCmd(),
+		a.topCmd(), a.traceCmd(),
+		a.probeCmd(), a.benchCmd(), a.demoCmd(),
+		a.serveCmd(),
+		a.manCmd(), a.versionCmd(),
+	)
 	cmd.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	completeFlags(cmd)
 	return cmd
