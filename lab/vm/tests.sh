@@ -14,7 +14,7 @@ for package; do
 	result=ok
 	name=$(basename "$package")
 	some=$(echo "$QUICK" | sed -n "s/^$name //p")
-	(cd "$package" && "$binaries/$name.test" -test.timeout 40m $TEST_FLAGS -test.run "$some") || { result=FAIL failed=1; }
+	(cd "$package" && "$binaries/$name.test" -test.timeout 80m $TEST_FLAGS -test.run "$some") || { result=FAIL failed=1; }
 	echo "$result $package $(($(date +%s) - began))s"
 done
 exit $failed
