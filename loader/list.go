@@ -216,17 +216,30 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, onl
 
 // fillInner reads the inner leg's state; ok is false where it is gone.
 func (h *Host) fillInner(l *Link, leg int, names map[int]string) (ok bool, err error) {
-	nsid, inner, err := h.inner(leg, l.Leg)
-	if inner == nil || err != nil {
+	dev, err := h.legs(leg, l.Leg)
+	if dev == nil || err != nil {
 		return false, err
 	}
-	fill(l, inner)
+	nsid := dev.nsid
+	fill(l, dev.inner)
+	lost(&l.Stats, dev)
 	if nsid >= 0 {
 		if l.Netns = names[nsid]; l.Netns == "" {
 			l.Netns = "nsid " + strconv.Itoa(nsid)
 		}
 	}
 	return true, nil
+}
+
+// lost adds what the pair of devices has lost. A copy that was refused has its
+// verdict, and the host leg has counted it besides.
+func lost(s *maps.Stats, dev *legs) {
+	if outer := dev.host.Attrs().Statistics; outer != nil && outer.TxDropped > s[maps.DropFanout].Packets {
+		s[maps.DropRing].Packets = outer.TxDropped - s[maps.DropFanout].Packets
+	}
+	if inner := dev.inner.Attrs().Statistics; inner != nil {
+		s[maps.DropRingTX].Packets = inner.TxDropped
+	}
 }
 
 func fill(l *Link, dev netlink.Link) {

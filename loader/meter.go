@@ -100,10 +100,12 @@ func (m *Meter) Read() ([]Flow, error) {
 // flow takes the next reading.
 func (k *metered) flow(r reading) Flow {
 	f := Flow{Link: *k.link}
-	f.Stats = r.stats
 	if r.key.set != 0 { // what is changed while in use
 		f.Mode, f.Class = r.sub.Mode, r.sub.Class
+		// What no map holds, as of the last look at the devices.
+		r.stats[maps.DropRing], r.stats[maps.DropRingTX] = f.Stats[maps.DropRing], f.Stats[maps.DropRingTX]
 	}
+	f.Stats = r.stats
 	if delta, ok := grown(k.stats, r.stats); ok && !k.at.IsZero() {
 		f.Since, f.Delta = r.at.Sub(k.at), delta
 	}

@@ -174,7 +174,12 @@ const (
 	DropInactive  = Verdict(bpf.XvlanVerdictVERDICT_DROP_INACTIVE)
 	LearnDup      = Verdict(bpf.XvlanVerdictVERDICT_LEARN_DUP)
 	GroupMany     = Verdict(bpf.XvlanVerdictVERDICT_GROUP_MANY)
-	verdicts      = Verdict(bpf.XvlanVerdictVERDICT_MAX)
+
+	// What the kernel lost after or before the programs' verdict, in frames: a
+	// super-packet is one. Package loader reads them off the devices.
+	DropRing   = Verdict(bpf.XvlanVerdictVERDICT_MAX)     // sub-interface: handed to it, and its device had no room or took none so long
+	DropRingTX = Verdict(bpf.XvlanVerdictVERDICT_MAX) + 1 // sub-interface: sent, and the host leg had no room; no program saw it
+	verdicts   = Verdict(bpf.XvlanVerdictVERDICT_MAX) + 2
 )
 
 var verdictNames = [verdicts]string{
@@ -191,6 +196,8 @@ var verdictNames = [verdicts]string{
 	DropInactive:  "drop_inactive",
 	LearnDup:      "learn_dup",
 	GroupMany:     "group_many",
+	DropRing:      "drop_ring",
+	DropRingTX:    "drop_ring_tx",
 }
 
 // String is the verdict's label in metrics and output.
@@ -236,11 +243,14 @@ func (s *Stats) Drops() Counter {
 }
 
 // DroppedRX counts the packets for a sub-interface that did not reach it.
-func (s *Stats) DroppedRX() uint64 { return s[DropFanout].Packets + s[DropReturned].Packets }
+func (s *Stats) DroppedRX() uint64 {
+	return s[DropFanout].Packets + s[DropReturned].Packets + s[DropRing].Packets
+}
 
 // DroppedTX counts the packets it sent that went nowhere.
 func (s *Stats) DroppedTX() uint64 {
-	return s[DropMalformed].Packets + s[DropMTU].Packets + s[DropMode].Packets + s[DropRoute].Packets
+	return s[DropMalformed].Packets + s[DropMTU].Packets + s[DropMode].Packets + s[DropRoute].Packets +
+		s[DropRingTX].Packets
 }
 
 // Sub is one sub-interface's record.
