@@ -7,10 +7,14 @@ import (
 	"github.com/cilium/ebpf/asm"
 
 	"github.com/xvlan/xvlan/bpf"
+	"github.com/xvlan/xvlan/maps"
+	"github.com/xvlan/xvlan/watch"
 )
 
 // BenchmarkPrograms tells what a frame costs in a program; "nothing" is what
-// running any program costs. Redirects are asked for, not carried out.
+// running any program costs. Redirects are asked for, not carried out. Those with
+// "watched" are watched by one who does not want to see this frame, those with "shown"
+// by one who does, for whom there is room for 100,000 (-benchtime 100000x).
 func BenchmarkPrograms(b *testing.B) {
 	w := usualWorld(b)
 	nothing, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -23,12 +27,13 @@ func BenchmarkPrograms(b *testing.B) {
 	b.Cleanup(func() { nothing.Close() })
 	rx, tx := w.coll.Programs[bpf.XvlanProgXvlanRx], w.coll.Programs[bpf.XvlanProgXvlanTx]
 	parent, mac4, ip4 := w.meta.Ifindex, ip4Of(macAway), ip4Of(ipAway)
-	for _, c := range []struct {
+	type benchmark struct {
 		name  string
 		prog  *ebpf.Program
 		dev   uint32
 		frame []byte
-	}{
+	}
+	cases := []benchmark{
 		{"nothing", nothing, parent, udp(macOf(macAway), routerMAC, mac4, routerIP4, 18)},
 		{"in/MAC", rx, parent, udp(macOf(macAway), routerMAC, mac4, routerIP4, 18)},
 		{"in/IP", rx, parent, udp(parentMAC, routerMAC, ip4, routerIP4, 18)},
@@ -37,14 +42,31 @@ func BenchmarkPrograms(b *testing.B) {
 		{"out/MAC", tx, w.subs[macAway].Leg, udp(routerMAC, macOf(macAway), routerIP4, mac4, 18)},
 		{"out/IP", tx, w.subs[ipAway].Leg, udp(routerMAC, macOf(ipAway), routerIP4, ip4, 18)},
 		{"sibling/MAC", tx, w.subs[macAway].Leg, udp(macOf(macGiven), macOf(macAway), ip4Of(macGiven), mac4, 18)},
+	}
+	run := func(b *testing.B, c benchmark) {
+		// One call repeats the program; its mean is in whole nanoseconds.
+		opts := &ebpf.RunOptions{Data: c.frame, Context: &skBuff{Ifindex: c.dev}, Repeat: uint32(b.N)}
+		w.host.Do(b, func() { _, err = c.prog.Run(opts) })
+		if err != nil {
+			b.Fatalf("run: %v", err)
+		}
+	}
+	for _, c := range cases {
+		b.Run(c.name, func(b *testing.B) { run(b, c) })
+	}
+	w.meta.Watched = 1
+	w.enter(b)
+	for name, opts := range map[string]watch.Options{
+		"watched": {Verdicts: []maps.Verdict{maps.DropMode}},
+		"shown":   {Verdicts: events, Snap: watch.MaxSnap},
 	} {
-		b.Run(c.name, func(b *testing.B) {
-			// One call repeats the program; its mean is in whole nanoseconds.
-			opts := &ebpf.RunOptions{Data: c.frame, Context: &skBuff{Ifindex: c.dev}, Repeat: uint32(b.N)}
-			w.host.Do(b, func() { _, err = c.prog.Run(opts) })
-			if err != nil {
-				b.Fatalf("run: %v", err)
-			}
-		})
+		for _, c := range []benchmark{cases[1], cases[5]} {
+			rd := newReader(b)
+			w.take(b, 0, rd, opts)
+			b.Run(c.name+"/"+name, func(b *testing.B) {
+				rest(b, rd)
+				run(b, c)
+			})
+		}
 	}
 }

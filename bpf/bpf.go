@@ -28,6 +28,9 @@ const MaxCapacity = 65535
 // gateways, which are entered so that nobody learns them.
 const reservedAddrs = 1024
 
+// Watchers is how many can watch a parent at once: WATCHERS.
+const Watchers = 8
+
 // SlotShared is a slot that several sub-interfaces fall into: SLOT_SHARED.
 const SlotShared = 1 << 31
 
@@ -56,6 +59,7 @@ const (
 	MapSubs     = "subs"      // XvlanSub by id
 	MapMACSlots = "mac_slots" // uint32, see MACSlot
 	MapLegSlots = "leg_slots" // uint32, see LegSlot
+	MapWatchers = "watchers"  // XvlanWatcher
 )
 
 // ErrCapacity is returned for a number of sub-interfaces that no maps can be
@@ -82,7 +86,7 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 }
 
 // sections are the maps that are sections.
-var sections = []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots}
+var sections = []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots, MapWatchers}
 
 // sized reads an object and makes room for so many sub-interfaces in its maps.
 func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.CollectionSpec, error) {
@@ -93,8 +97,9 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 	if err != nil {
 		return nil, fmt.Errorf("read programs: %w", err)
 	}
-	// Only there to keep an enum's names in BTF.
+	// Only there to keep types in BTF.
 	delete(spec.Variables, XvlanVarEmitVerdict)
+	delete(spec.Variables, XvlanVarEmitSighting)
 	delete(spec.Maps, ".bss")
 	if err := dropMissing(spec); err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
@@ -109,7 +114,7 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	lengths := map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots}
+	lengths := map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots, MapWatchers: Watchers}
 	for _, name := range sections {
 		if err := lengthen(spec.Maps[section+name], lengths[name]); err != nil {
 			return nil, fmt.Errorf("size %s: %w", name, err)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/xvlan/xvlan/bpf"
 	"github.com/xvlan/xvlan/lab"
+	"github.com/xvlan/xvlan/watch"
 )
 
 // The sub-interfaces most tests have. macAway ... macVLAN are active; all but
@@ -47,7 +48,10 @@ const generation = 7
 // A world is a parent with its maps, its programs and its sub-interfaces.
 // Programs run in the namespace host, where the parent and the host legs are.
 type world struct {
+	made   testing.TB // by which test
 	coll   *ebpf.Collection
+	places *watch.Places
+	eyes   *watch.Reader // see watched
 	host   *lab.Netns
 	inside *lab.Netns // where inner legs are that have left the host's
 	meta   bpf.XvlanParent
@@ -75,6 +79,7 @@ type entry struct {
 func newWorld(tb testing.TB, capacity uint32) *world {
 	tb.Helper()
 	w := &world{
+		made: tb,
 		host: lab.NewNetns(tb, "host"), inside: lab.NewNetns(tb, "inside"),
 		subs: make(map[uint32]bpf.XvlanSub),
 	}
@@ -92,6 +97,10 @@ func newWorld(tb testing.TB, capacity uint32) *world {
 		}
 	})
 	w.coll = coll
+	if w.places, err = watch.Of(coll); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { w.places.Close() })
 	lab.VethWith(tb, w.host, "p0", w.inside, "w0", lab.VethOptions{MACA: parentMAC[:], MACB: routerMAC[:]})
 	w.meta = bpf.XvlanParent{
 		Schema: bpf.Schema, Capacity: capacity, Mtu: 1500, Mac: parentMAC,

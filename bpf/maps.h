@@ -32,6 +32,23 @@ __u32 leg_slots[1] SEC(".data.leg_slots") __hidden;
 		first + (index);                                                                   \
 	})
 
+/* By the bits of meta.watched: see watch.h. */
+struct watcher watchers[1] SEC(".data.watchers") __hidden;
+
+/* The same: their perf buffers, which last as long as they do. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, WATCHERS);
+	__type(key, __u32);
+	__array(
+	    values, struct {
+		    __uint(type, BPF_MAP_TYPE_PERF_EVENT_ARRAY);
+		    __uint(max_entries, 1);
+		    __type(key, __u32);
+		    __type(value, __u32);
+	    });
+} sightings SEC(".maps");
+
 /* Bit i%64 of word i/64: sub-interface i gets group-addressed frames. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -147,6 +147,7 @@ func (c *frameCase) checkOnce(t *testing.T, w *world, prog string) {
 	t.Helper()
 	undisturbed(t, func(tb testing.TB) {
 		w.enter(tb)
+		eyes := w.watched(tb)
 		ret, out := w.run(tb, prog, c.from, c.frame, c.gso)
 		if ret != c.ret {
 			tb.Errorf("returned %d, want %d", int32(ret), int32(c.ret))
@@ -158,6 +159,7 @@ func (c *frameCase) checkOnce(t *testing.T, w *world, prog string) {
 		}
 		wantBytes(tb, out, want)
 		wantEntries(tb, w, c.news, c.gone)
+		wantSeen(tb, eyes, w.meta.Watched != 0, c)
 	})
 }
 

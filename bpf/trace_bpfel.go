@@ -58,23 +58,25 @@ type TraceSteps struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	TraceMapByIp4       = "by_ip4"
-	TraceMapByIp6       = "by_ip6"
-	TraceMapByLeg       = "by_leg"
-	TraceMapByMac       = "by_mac"
-	TraceMapBySrc       = "by_src"
-	TraceMapLearned     = "learned"
-	TraceMapMembers     = "members"
-	TraceMapPorts       = "ports"
-	TraceMapStats       = "stats"
-	TraceProgXvlanMeet  = "xvlan_meet"
-	TraceProgXvlanRx    = "xvlan_rx"
-	TraceProgXvlanTx    = "xvlan_tx"
-	TraceProgXvlanXdp   = "xvlan_xdp"
-	TraceVarEmitVerdict = "emit_verdict"
-	TraceVarIdMask      = "id_mask"
-	TraceVarSlotShift   = "slot_shift"
-	TraceVarTrail       = "trail"
+	TraceMapByIp4        = "by_ip4"
+	TraceMapByIp6        = "by_ip6"
+	TraceMapByLeg        = "by_leg"
+	TraceMapByMac        = "by_mac"
+	TraceMapBySrc        = "by_src"
+	TraceMapLearned      = "learned"
+	TraceMapMembers      = "members"
+	TraceMapPorts        = "ports"
+	TraceMapSightings    = "sightings"
+	TraceMapStats        = "stats"
+	TraceProgXvlanMeet   = "xvlan_meet"
+	TraceProgXvlanRx     = "xvlan_rx"
+	TraceProgXvlanTx     = "xvlan_tx"
+	TraceProgXvlanXdp    = "xvlan_xdp"
+	TraceVarEmitSighting = "emit_sighting"
+	TraceVarEmitVerdict  = "emit_verdict"
+	TraceVarIdMask       = "id_mask"
+	TraceVarSlotShift    = "slot_shift"
+	TraceVarTrail        = "trail"
 )
 
 // LoadTrace returns the embedded CollectionSpec for Trace.
@@ -129,25 +131,27 @@ type TraceProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TraceMapSpecs struct {
-	ByIp4   *ebpf.MapSpec `ebpf:"by_ip4"`
-	ByIp6   *ebpf.MapSpec `ebpf:"by_ip6"`
-	ByLeg   *ebpf.MapSpec `ebpf:"by_leg"`
-	ByMac   *ebpf.MapSpec `ebpf:"by_mac"`
-	BySrc   *ebpf.MapSpec `ebpf:"by_src"`
-	Learned *ebpf.MapSpec `ebpf:"learned"`
-	Members *ebpf.MapSpec `ebpf:"members"`
-	Ports   *ebpf.MapSpec `ebpf:"ports"`
-	Stats   *ebpf.MapSpec `ebpf:"stats"`
+	ByIp4     *ebpf.MapSpec `ebpf:"by_ip4"`
+	ByIp6     *ebpf.MapSpec `ebpf:"by_ip6"`
+	ByLeg     *ebpf.MapSpec `ebpf:"by_leg"`
+	ByMac     *ebpf.MapSpec `ebpf:"by_mac"`
+	BySrc     *ebpf.MapSpec `ebpf:"by_src"`
+	Learned   *ebpf.MapSpec `ebpf:"learned"`
+	Members   *ebpf.MapSpec `ebpf:"members"`
+	Ports     *ebpf.MapSpec `ebpf:"ports"`
+	Sightings *ebpf.MapSpec `ebpf:"sightings"`
+	Stats     *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // TraceVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TraceVariableSpecs struct {
-	EmitVerdict *ebpf.VariableSpec `ebpf:"emit_verdict"`
-	IdMask      *ebpf.VariableSpec `ebpf:"id_mask"`
-	SlotShift   *ebpf.VariableSpec `ebpf:"slot_shift"`
-	Trail       *ebpf.VariableSpec `ebpf:"trail"`
+	EmitSighting *ebpf.VariableSpec `ebpf:"emit_sighting"`
+	EmitVerdict  *ebpf.VariableSpec `ebpf:"emit_verdict"`
+	IdMask       *ebpf.VariableSpec `ebpf:"id_mask"`
+	SlotShift    *ebpf.VariableSpec `ebpf:"slot_shift"`
+	Trail        *ebpf.VariableSpec `ebpf:"trail"`
 }
 
 // TraceObjects contains all objects after they have been loaded into the kernel.
@@ -170,15 +174,16 @@ func (o *TraceObjects) Close() error {
 //
 // It can be passed to LoadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TraceMaps struct {
-	ByIp4   *ebpf.Map `ebpf:"by_ip4"`
-	ByIp6   *ebpf.Map `ebpf:"by_ip6"`
-	ByLeg   *ebpf.Map `ebpf:"by_leg"`
-	ByMac   *ebpf.Map `ebpf:"by_mac"`
-	BySrc   *ebpf.Map `ebpf:"by_src"`
-	Learned *ebpf.Map `ebpf:"learned"`
-	Members *ebpf.Map `ebpf:"members"`
-	Ports   *ebpf.Map `ebpf:"ports"`
-	Stats   *ebpf.Map `ebpf:"stats"`
+	ByIp4     *ebpf.Map `ebpf:"by_ip4"`
+	ByIp6     *ebpf.Map `ebpf:"by_ip6"`
+	ByLeg     *ebpf.Map `ebpf:"by_leg"`
+	ByMac     *ebpf.Map `ebpf:"by_mac"`
+	BySrc     *ebpf.Map `ebpf:"by_src"`
+	Learned   *ebpf.Map `ebpf:"learned"`
+	Members   *ebpf.Map `ebpf:"members"`
+	Ports     *ebpf.Map `ebpf:"ports"`
+	Sightings *ebpf.Map `ebpf:"sightings"`
+	Stats     *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *TraceMaps) Close() error {
@@ -191,6 +196,7 @@ func (m *TraceMaps) Close() error {
 		m.Learned,
 		m.Members,
 		m.Ports,
+		m.Sightings,
 		m.Stats,
 	)
 }
@@ -199,10 +205,11 @@ func (m *TraceMaps) Close() error {
 //
 // It can be passed to LoadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TraceVariables struct {
-	EmitVerdict *ebpf.Variable `ebpf:"emit_verdict"`
-	IdMask      *ebpf.Variable `ebpf:"id_mask"`
-	SlotShift   *ebpf.Variable `ebpf:"slot_shift"`
-	Trail       *ebpf.Variable `ebpf:"trail"`
+	EmitSighting *ebpf.Variable `ebpf:"emit_sighting"`
+	EmitVerdict  *ebpf.Variable `ebpf:"emit_verdict"`
+	IdMask       *ebpf.Variable `ebpf:"id_mask"`
+	SlotShift    *ebpf.Variable `ebpf:"slot_shift"`
+	Trail        *ebpf.Variable `ebpf:"trail"`
 }
 
 // TracePrograms contains all programs after they have been loaded into the kernel.

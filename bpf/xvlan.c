@@ -40,8 +40,9 @@
 
 char _license[] SEC("license") = "Dual MIT/GPL";
 
-/* Keeps the enum in the BTF that the Go names are made from. */
+/* Keeps these in the BTF that the Go names are made from. */
 const enum verdict *emit_verdict __attribute__((unused));
+const struct sighting *emit_sighting __attribute__((unused));
 
 /* Set by the loader: the slot tables have 1 << (32 - slot_shift) entries, and
  * subs has id_mask + 1. */
@@ -448,19 +449,7 @@ static __always_inline struct size size_of(struct frame *f)
 	return size;
 }
 
-/* What a watcher hooks into, by fentry: the verdict on a frame, or on a copy of
- * one for the sub-interface id. Called only while somebody watches. */
-__noinline int witness(struct __sk_buff *skb, __u32 id, __u32 v)
-{
-	barrier_var(skb);
-	return id + v;
-}
-
-__noinline int witness_xdp(struct xdp_md *ctx, __u32 id, __u32 v)
-{
-	barrier_var(ctx);
-	return id + v;
-}
+#include "watch.h" /* witness, witness_xdp */
 
 static __always_inline void add(__u32 id, enum verdict v, struct size size)
 {
@@ -901,9 +890,10 @@ int xvlan_rx(struct __sk_buff *skb)
 
 	if (dst + ETH_HLEN > (void *)(long)skb->data_end)
 		return TC_ACT_UNSPEC;
-	/* The host's and IP-keyed ones' frames would only look in vain. */
-	if (*(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || meta.sources || skb->vlan_present ||
-	    skb->gso_size || DRY_RUN)
+	/* The host's and IP-keyed ones' frames would only look in vain, and those
+	 * that are watched have to be shown. */
+	if (*(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || meta.sources || meta.watched ||
+	    skb->vlan_present || skb->gso_size || DRY_RUN)
 		return rx_whole(skb);
 	id = mac_slot(dst);
 	sub = sub_by_id(id);

@@ -16,6 +16,9 @@
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
 
+/* How many can watch a parent at once: bits of parent.watched. */
+#define WATCHERS 8
+
 /* A slot that several fall into: the hash map behind it has to be asked. */
 #define SLOT_SHARED 0x80000000
 
@@ -176,7 +179,7 @@ struct parent {
 	enum policy policy;
 	__u32 passthru;	  /* id of the sub-interface that gets all unicast, 0 for none */
 	__u32 sources;	  /* number of sub-interfaces in source mode */
-	__u32 watched;	  /* somebody hooks into witness() or witness_xdp() */
+	__u32 watched;	  /* a bit for each element of `watchers` that somebody watches with */
 	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
 	__u32 ports;	  /* number of sub-interfaces with PLACE_XDP */
 	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */
@@ -203,6 +206,34 @@ struct ring {
 	__u32 next6;
 	__be32 ip4_be[LEARN_SLOTS];
 	__u8 ip6[LEARN_SLOTS][16];
+};
+
+/* One who watches, and what he wants to see. */
+struct watcher {
+	__u32 verdicts; /* mask, of events too */
+	__u32 only;	/* id of the only sub-interface, 0 for all and the parent */
+	__u32 snap;	/* bytes of a frame at most */
+	__u32 rate;	/* sightings in a window at most, 0 for any number */
+	__u64 window_ns;
+	/* The programs' own: */
+	__u64 since_ns; /* when the window began */
+	__u64 count;	/* of sightings since */
+	__u64 withheld; /* over the rate */
+	__u64 lost;	/* no room in the buffer */
+};
+
+/* What he sees: one verdict on one frame, of which `copied` bytes follow. */
+struct sighting {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 parent;  /* ifindex */
+	__u32 id;      /* of the sub-interface, 0 for the parent itself */
+	__u32 verdict; /* or event */
+	__u32 len;     /* of the frame, without the tag below */
+	__u32 copied;
+	__u32 type;	/* PACKET_HOST ...; under XDP always that */
+	__be16 tpid_be; /* EtherType of the tag that the kernel has taken out, 0 for none */
+	__u16 tci;
+	__u32 pad;
 };
 
 #endif

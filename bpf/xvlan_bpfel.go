@@ -109,6 +109,20 @@ const (
 	XvlanRungRUNG_XDP    XvlanRung = 2
 )
 
+type XvlanSighting struct {
+	_       structs.HostLayout
+	TimeNs  uint64
+	Parent  uint32
+	Id      uint32
+	Verdict uint32
+	Len     uint32
+	Copied  uint32
+	Type    uint32
+	TpidBe  uint16
+	Tci     uint16
+	Pad     uint32
+}
+
 type XvlanSrcKey struct {
 	_   structs.HostLayout
 	Id  uint32
@@ -212,26 +226,41 @@ const (
 	XvlanVerdictEVENT_LEARNED          XvlanVerdict = 13
 )
 
+type XvlanWatcher struct {
+	_        structs.HostLayout
+	Verdicts uint32
+	Only     uint32
+	Snap     uint32
+	Rate     uint32
+	WindowNs uint64
+	SinceNs  uint64
+	Count    uint64
+	Withheld uint64
+	Lost     uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	XvlanMapByIp4       = "by_ip4"
-	XvlanMapByIp6       = "by_ip6"
-	XvlanMapByLeg       = "by_leg"
-	XvlanMapByMac       = "by_mac"
-	XvlanMapBySrc       = "by_src"
-	XvlanMapLearned     = "learned"
-	XvlanMapMembers     = "members"
-	XvlanMapPorts       = "ports"
-	XvlanMapStats       = "stats"
-	XvlanProgXvlanMeet  = "xvlan_meet"
-	XvlanProgXvlanRx    = "xvlan_rx"
-	XvlanProgXvlanTx    = "xvlan_tx"
-	XvlanProgXvlanXdp   = "xvlan_xdp"
-	XvlanVarEmitVerdict = "emit_verdict"
-	XvlanVarIdMask      = "id_mask"
-	XvlanVarSlotShift   = "slot_shift"
+	XvlanMapByIp4        = "by_ip4"
+	XvlanMapByIp6        = "by_ip6"
+	XvlanMapByLeg        = "by_leg"
+	XvlanMapByMac        = "by_mac"
+	XvlanMapBySrc        = "by_src"
+	XvlanMapLearned      = "learned"
+	XvlanMapMembers      = "members"
+	XvlanMapPorts        = "ports"
+	XvlanMapSightings    = "sightings"
+	XvlanMapStats        = "stats"
+	XvlanProgXvlanMeet   = "xvlan_meet"
+	XvlanProgXvlanRx     = "xvlan_rx"
+	XvlanProgXvlanTx     = "xvlan_tx"
+	XvlanProgXvlanXdp    = "xvlan_xdp"
+	XvlanVarEmitSighting = "emit_sighting"
+	XvlanVarEmitVerdict  = "emit_verdict"
+	XvlanVarIdMask       = "id_mask"
+	XvlanVarSlotShift    = "slot_shift"
 )
 
 // LoadXvlan returns the embedded CollectionSpec for Xvlan.
@@ -286,24 +315,26 @@ type XvlanProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanMapSpecs struct {
-	ByIp4   *ebpf.MapSpec `ebpf:"by_ip4"`
-	ByIp6   *ebpf.MapSpec `ebpf:"by_ip6"`
-	ByLeg   *ebpf.MapSpec `ebpf:"by_leg"`
-	ByMac   *ebpf.MapSpec `ebpf:"by_mac"`
-	BySrc   *ebpf.MapSpec `ebpf:"by_src"`
-	Learned *ebpf.MapSpec `ebpf:"learned"`
-	Members *ebpf.MapSpec `ebpf:"members"`
-	Ports   *ebpf.MapSpec `ebpf:"ports"`
-	Stats   *ebpf.MapSpec `ebpf:"stats"`
+	ByIp4     *ebpf.MapSpec `ebpf:"by_ip4"`
+	ByIp6     *ebpf.MapSpec `ebpf:"by_ip6"`
+	ByLeg     *ebpf.MapSpec `ebpf:"by_leg"`
+	ByMac     *ebpf.MapSpec `ebpf:"by_mac"`
+	BySrc     *ebpf.MapSpec `ebpf:"by_src"`
+	Learned   *ebpf.MapSpec `ebpf:"learned"`
+	Members   *ebpf.MapSpec `ebpf:"members"`
+	Ports     *ebpf.MapSpec `ebpf:"ports"`
+	Sightings *ebpf.MapSpec `ebpf:"sightings"`
+	Stats     *ebpf.MapSpec `ebpf:"stats"`
 }
 
 // XvlanVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanVariableSpecs struct {
-	EmitVerdict *ebpf.VariableSpec `ebpf:"emit_verdict"`
-	IdMask      *ebpf.VariableSpec `ebpf:"id_mask"`
-	SlotShift   *ebpf.VariableSpec `ebpf:"slot_shift"`
+	EmitSighting *ebpf.VariableSpec `ebpf:"emit_sighting"`
+	EmitVerdict  *ebpf.VariableSpec `ebpf:"emit_verdict"`
+	IdMask       *ebpf.VariableSpec `ebpf:"id_mask"`
+	SlotShift    *ebpf.VariableSpec `ebpf:"slot_shift"`
 }
 
 // XvlanObjects contains all objects after they have been loaded into the kernel.
@@ -326,15 +357,16 @@ func (o *XvlanObjects) Close() error {
 //
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanMaps struct {
-	ByIp4   *ebpf.Map `ebpf:"by_ip4"`
-	ByIp6   *ebpf.Map `ebpf:"by_ip6"`
-	ByLeg   *ebpf.Map `ebpf:"by_leg"`
-	ByMac   *ebpf.Map `ebpf:"by_mac"`
-	BySrc   *ebpf.Map `ebpf:"by_src"`
-	Learned *ebpf.Map `ebpf:"learned"`
-	Members *ebpf.Map `ebpf:"members"`
-	Ports   *ebpf.Map `ebpf:"ports"`
-	Stats   *ebpf.Map `ebpf:"stats"`
+	ByIp4     *ebpf.Map `ebpf:"by_ip4"`
+	ByIp6     *ebpf.Map `ebpf:"by_ip6"`
+	ByLeg     *ebpf.Map `ebpf:"by_leg"`
+	ByMac     *ebpf.Map `ebpf:"by_mac"`
+	BySrc     *ebpf.Map `ebpf:"by_src"`
+	Learned   *ebpf.Map `ebpf:"learned"`
+	Members   *ebpf.Map `ebpf:"members"`
+	Ports     *ebpf.Map `ebpf:"ports"`
+	Sightings *ebpf.Map `ebpf:"sightings"`
+	Stats     *ebpf.Map `ebpf:"stats"`
 }
 
 func (m *XvlanMaps) Close() error {
@@ -347,6 +379,7 @@ func (m *XvlanMaps) Close() error {
 		m.Learned,
 		m.Members,
 		m.Ports,
+		m.Sightings,
 		m.Stats,
 	)
 }
@@ -355,9 +388,10 @@ func (m *XvlanMaps) Close() error {
 //
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanVariables struct {
-	EmitVerdict *ebpf.Variable `ebpf:"emit_verdict"`
-	IdMask      *ebpf.Variable `ebpf:"id_mask"`
-	SlotShift   *ebpf.Variable `ebpf:"slot_shift"`
+	EmitSighting *ebpf.Variable `ebpf:"emit_sighting"`
+	EmitVerdict  *ebpf.Variable `ebpf:"emit_verdict"`
+	IdMask       *ebpf.Variable `ebpf:"id_mask"`
+	SlotShift    *ebpf.Variable `ebpf:"slot_shift"`
 }
 
 // XvlanPrograms contains all programs after they have been loaded into the kernel.

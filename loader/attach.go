@@ -14,6 +14,7 @@ import (
 
 	"github.com/xvlan/xvlan/bpf"
 	"github.com/xvlan/xvlan/maps"
+	"github.com/xvlan/xvlan/watch"
 )
 
 // Pins in a parent's folder besides the maps, which carry their own names.
@@ -143,7 +144,7 @@ func (p *parent) hook(coll *ebpf.Collection) error {
 	if err := p.save(); err != nil {
 		return err
 	}
-	if err := p.maps.Pin(p.dir); err != nil {
+	if err := errors.Join(p.maps.Pin(p.dir), watch.Pin(coll, p.dir)); err != nil {
 		return err
 	}
 	for _, prog := range []string{pinTX, pinMeet, pinRXProg, pinXDPProg} {

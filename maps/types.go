@@ -341,7 +341,7 @@ type Parent struct {
 	Passthru    ID     // gets all unicast that is no other's; 0 for none
 	Sources     uint32 // number of sub-interfaces in source mode
 	IPKeyed     uint32 // number of ipvlan sub-interfaces
-	Watched     bool   // somebody watches what the programs decide
+	Watched     uint32 // bits of those who watch what the programs decide
 	Ports       uint32 // number of sub-interfaces whose Place is Port
 	LastID      ID     // taken last
 	SetAllmulti bool   // allmulti was turned on, detach turns it off
@@ -364,12 +364,10 @@ func (p *Parent) toC() bpf.XvlanParent {
 		Passthru: uint32(p.Passthru),
 		Sources:  p.Sources,
 		IpKeyed:  p.IPKeyed,
+		Watched:  p.Watched,
 		Ports:    p.Ports,
 		LastId:   uint32(p.LastID),
 		Rung:     bpf.XvlanRung(p.Rung),
-	}
-	if p.Watched {
-		c.Watched = 1
 	}
 	if p.UnknownDrop {
 		c.Policy |= bpf.XvlanPolicyPOLICY_UNKNOWN_DROP
@@ -414,7 +412,7 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		Passthru:    ID(c.Passthru),
 		Sources:     c.Sources,
 		IPKeyed:     c.IpKeyed,
-		Watched:     c.Watched != 0,
+		Watched:     c.Watched,
 		Ports:       c.Ports,
 		LastID:      ID(c.LastId),
 		SetAllmulti: c.Found&bpf.XvlanFoundFOUND_SET_ALLMULTI != 0,
