@@ -219,12 +219,15 @@ func sweepLocks() error {
 	}
 	for _, e := range entries {
 		f, ok := parseFolder(e.Name())
+		if !ok {
+			f, ok = parseWatchLock(e.Name())
+		}
 		if !ok || f.exists() {
 			continue
 		}
 		unlock, err := flock(e.Name(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			continue // the parent is being attached
+			continue // the parent is being attached, or was being watched
 		}
 		if err != nil {
 			return err

@@ -64,23 +64,32 @@ func (h *Host) Serve(ctx context.Context, looked func(error)) error {
 		return err
 	}
 	defer unix.Close(fd)
-	var stop [2]int
-	if err := unix.Pipe2(stop[:], unix.O_CLOEXEC); err != nil {
-		return fmt.Errorf("make pipe: %w", err)
+	stop, closeStop, err := stopPipe(ctx)
+	if err != nil {
+		return err
 	}
-	defer unix.Close(stop[0])
-	ended := context.AfterFunc(ctx, func() { unix.Close(stop[1]) })
-	defer func() {
-		if ended() {
-			unix.Close(stop[1])
-		}
-	}()
+	defer closeStop()
 	h.stays, h.watch = true, &watched{fd: fd}
 	defer func() { h.stays, h.watch = false, nil }()
-	if err := h.keep(stop[0], looked); err != nil {
+	if err := h.keep(stop, looked); err != nil {
 		return err
 	}
 	return h.release()
+}
+
+// stopPipe makes a descriptor that can be read when ctx has ended, for poll.
+func stopPipe(ctx context.Context) (stop int, closeStop func(), err error) {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		return -1, nil, fmt.Errorf("make pipe: %w", err)
+	}
+	ended := context.AfterFunc(ctx, func() { unix.Close(ends[1]) })
+	return ends[0], func() {
+		if ended() {
+			unix.Close(ends[1])
+		}
+		unix.Close(ends[0])
+	}, nil
 }
 
 // keep looks after what there is whenever something has happened to it.
@@ -114,7 +123,7 @@ func (h *Host) keep(stop int, looked func(error)) error {
 		default:
 			complaint = ""
 		}
-		if done, err := h.await(stop, max(wait, time.Millisecond)); done || err != nil {
+		if _, done, err := h.await(stop, max(wait, time.Millisecond)); done || err != nil {
 			return err
 		}
 	}
@@ -159,11 +168,8 @@ func listen() (fd int, err error) {
 
 // await waits until something has happened that has to be looked at, and a
 // moment longer for what comes with it; done tells that it was asked to stop.
-func (h *Host) await(stop int, wait time.Duration) (done bool, err error) {
-	var (
-		end   = time.Now().Add(wait)
-		fresh bool
-	)
+func (h *Host) await(stop int, wait time.Duration) (fresh, done bool, err error) {
+	end := time.Now().Add(wait)
 	for {
 		fds := []unix.PollFd{{Fd: int32(h.watch.fd), Events: unix.POLLIN}, {Fd: int32(stop), Events: unix.POLLIN}}
 		n, err := unix.Poll(fds, int(max(0, time.Until(end)).Milliseconds())+1)
@@ -171,15 +177,15 @@ func (h *Host) await(stop int, wait time.Duration) (done bool, err error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return false, fmt.Errorf("wait for netlink: %w", err)
+			return fresh, false, fmt.Errorf("wait for netlink: %w", err)
 		case fds[1].Revents != 0:
-			return true, nil
+			return fresh, true, nil
 		case n == 0:
-			return false, nil
+			return fresh, false, nil
 		}
 		matters, err := h.drain()
 		if err != nil {
-			return false, err
+			return fresh, false, err
 		}
 		if matters {
 			if !fresh {

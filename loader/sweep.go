@@ -133,6 +133,13 @@ func (p *parent) refresh() error {
 	if err := p.removeDead(); err != nil {
 		return err
 	}
+	if changed, err := p.unwatch(); err != nil {
+		return err
+	} else if changed {
+		if err := p.save(); err != nil {
+			return err
+		}
+	}
 	attrs := p.link.Attrs()
 	if p.rec.MTU != attrs.MTU || p.rec.MAC.String() != attrs.HardwareAddr.String() || p.rec.Name != attrs.Name {
 		was := p.rec

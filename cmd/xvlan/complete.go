@@ -24,6 +24,8 @@ var keywords = map[string][]string{
 	"attach": {"unknown", "capacity"},
 	"trace":  {"from", "netns", "hex", "pcap", "frame", "src", "dst", "vlan", "len", "ip", "arp", "nd", "proto", "sport", "dport"},
 
+	"monitor": {"dev", "link", "netns", "drops", "learned", "links"},
+
 	"add macvlan": {"mode", "macaddr", "nopromisc", "nodst", "bcqueuelen", "bclim"},
 	"add ipvlan":  {"mode", "bridge", "private", "vepa"},
 	"set macvlan": {"mode", "macaddr", "bcqueuelen", "bclim"},
@@ -65,6 +67,9 @@ func (a *app) nextWords(what string, args []string) []cobra.Completion {
 	case "trace":
 		req, _ := parseTraceWords(w)
 		named = req.parent != ""
+	case "monitor":
+		spec, _ := parseMonitor(w)
+		named = spec.Target.Name != ""
 	default:
 		var to *target
 		if i := slices.Index(args, "type"); what == "set" && i > 0 {
@@ -94,6 +99,9 @@ func (a *app) nextWords(what string, args []string) []cobra.Completion {
 		return a.parents()
 	} else if what != "add" {
 		next = append(a.links(), next...)
+		if what == "monitor" {
+			next = append(a.parents(), next...)
+		}
 	}
 	return next
 }

@@ -100,7 +100,7 @@ each sub-interface. It takes the words of ip link:
 	f.Var(choice{&a.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what to log, at least (default warn)")
 	cmd.AddCommand(
 		a.linkCmd(), a.parentCmd(),
-		a.topCmd(), a.traceCmd(),
+		a.topCmd(), a.monitorCmd(), a.traceCmd(),
 		a.probeCmd(), a.benchCmd(), a.demoCmd(),
 		a.serveCmd(),
 		a.manCmd(), a.versionCmd(),
