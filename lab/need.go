@@ -110,11 +110,11 @@ func HasKind(tb testing.TB, kind string) bool {
 	return !errors.Is(err, unix.EOPNOTSUPP)
 }
 
-// Eventually waits for something that the kernel does in its own time, for five
+// Eventually waits for something that the kernel does in its own time, for thirty
 // seconds at most; what it is stands in the failure.
 func Eventually(tb testing.TB, what string, cond func() bool) {
 	tb.Helper()
-	const limit, step = 5 * time.Second, 10 * time.Millisecond
+	const limit, step = 30 * time.Second, 10 * time.Millisecond
 	for deadline := time.Now().Add(limit); !cond(); time.Sleep(step) {
 		if time.Now().After(deadline) {
 			tb.Fatalf("not within %v: %s", limit, what)
