@@ -47,7 +47,7 @@ enum verdict {
 	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
 	VERDICT_GROUP_MANY,	/* no fate: it is in so many groups that it gets all */
 	VERDICT_MAX,
-	EVENT_LEARNED = VERDICT_MAX, /* not counted, for who watches: an address was learned */
+	EVENT_LEARNED = 31, /* not counted, for who watches: an address was learned */
 };
 
 enum sub_state {

@@ -223,7 +223,7 @@ const (
 	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 11
 	XvlanVerdictVERDICT_GROUP_MANY     XvlanVerdict = 12
 	XvlanVerdictVERDICT_MAX            XvlanVerdict = 13
-	XvlanVerdictEVENT_LEARNED          XvlanVerdict = 13
+	XvlanVerdictEVENT_LEARNED          XvlanVerdict = 31
 )
 
 type XvlanWatcher struct {

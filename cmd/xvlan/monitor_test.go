@@ -204,7 +204,7 @@ func TestMonitorLearned(t *testing.T) {
 	for _, name := range []string{"c1", "c2"} {
 		w.must(t, "link add link eth0 "+name+" netns "+w.inside.Name()+" up type ipvlan mode l2")
 	}
-	cmd := w.watching(t, "-j monitor learned")
+	cmd, drops := w.watching(t, "-j monitor learned"), w.watching(t, "monitor drops")
 	// ARP of both that they are 10.77.0.13.
 	arp := append(ethernet(t, "ff:ff:ff:ff:ff:ff", nobodyMAC, 14)[:12], 8, 6, 0, 1, 8, 0, 6, 4, 0, 1)
 	arp = append(append(arp, mac(t, nobodyMAC)...), 10, 77, 0, 13, 0, 0, 0, 0, 0, 0, 10, 77, 0, 254)
@@ -218,6 +218,9 @@ func TestMonitorLearned(t *testing.T) {
 	}
 	if want := []string{"learned c1 10.77.0.13", "learn_dup c2 10.77.0.13"}; !slices.Equal(got, want) {
 		t.Errorf("told %v, want %v", got, want)
+	}
+	if out := interrupt(t, drops).out; out != "" {
+		t.Errorf("told of drops, and there were none:\n%s", out)
 	}
 	w.must(t, "parent detach eth0")
 }
