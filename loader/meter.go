@@ -66,7 +66,8 @@ type reading struct {
 }
 
 // Read reads all counters, in no order. What is new is there at once; what is
-// renamed, moved, set up or down may take a few readings to be shown so.
+// renamed, moved, set up or down, or new on the kernel rung, may take a few
+// readings to be shown so.
 func (m *Meter) Read() ([]Flow, error) {
 	readings, err := m.read()
 	if err != nil {

@@ -8,6 +8,13 @@ import (
 	"github.com/xvlan/xvlan/maps"
 )
 
+// meterAll is meterRead with names and devices looked up.
+func (s *site) meterAll(t *testing.T, m *Meter) map[string]Flow {
+	t.Helper()
+	m.took = 0
+	return s.meterRead(t, m)
+}
+
 // meterRead reads once, and returns what there is by the names of ends.
 func (s *site) meterRead(t *testing.T, m *Meter) map[string]Flow {
 	t.Helper()
@@ -33,7 +40,7 @@ func (s *site) meterRead(t *testing.T, m *Meter) map[string]Flow {
 // the others nothing, and those of fresh are new.
 func (s *site) checkMeter(t *testing.T, m *Meter, busy string, pings uint64, fresh ...string) {
 	t.Helper()
-	flows := s.meterRead(t, m)
+	flows := s.meterAll(t, m)
 	if len(flows) != len(s.subs) {
 		t.Errorf("%d are read, want %d: %+v", len(flows), len(s.subs), flows)
 	}
@@ -101,18 +108,18 @@ func TestMeter(t *testing.T) {
 			s.do(t, func(h *Host) error {
 				return h.SetMode(Selector{Name: first.dev, Netns: first.ns.Name()}, ModeChange{Mode: maps.Private})
 			})
-			if f := s.meterRead(t, m)[first.name]; f.Mode != maps.Private || f.Class != maps.ClassPrivate {
+			if f := s.meterAll(t, m)[first.name]; f.Mode != maps.Private || f.Class != maps.ClassPrivate {
 				t.Errorf("in use its mode was changed to %s, class %s", f.Mode, f.Class)
 			}
 		}
 		first.ns.Run(t, "ip", "link", "set", first.dev, "down")
 		first.ns.Run(t, "ip", "link", "set", first.dev, "name", "renamed")
 		lab.Eventually(t, "its new name is found", func() bool {
-			f, ok := s.meterRead(t, m)["renamed"]
+			f, ok := s.meterAll(t, m)["renamed"]
 			return ok && f.OperState == "DOWN"
 		})
 		first.ns.Run(t, "ip", "link", "del", "renamed")
-		lab.Eventually(t, "it is gone", func() bool { return len(s.meterRead(t, m)) == len(s.subs)-1 })
+		lab.Eventually(t, "it is gone", func() bool { return len(s.meterAll(t, m)) == len(s.subs)-1 })
 	})
 }
 

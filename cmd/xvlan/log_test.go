@@ -87,7 +87,7 @@ func TestLogs(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer cmd.Process.Kill() // it ends before, if all is well
-		lab.Eventually(t, "it says where", func() bool { return strings.Contains(lab.OutputOf(cmd), "/metrics") })
+		patiently(t, "it says where", func() bool { return strings.Contains(lab.OutputOf(cmd), "/metrics") })
 		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
@@ -132,7 +132,7 @@ func TestTerminalLog(t *testing.T) {
 	}
 	w := newWorld(t)
 	p := w.atTerminal(t, 24, 80, nil, "--log-level", "info", "serve", "--listen", "")
-	lab.Eventually(t, "it logs for people", func() bool { return strings.HasPrefix(p.out.String(), "xvlan: serving: version=") })
+	patiently(t, "it logs for people", func() bool { return strings.HasPrefix(p.out.String(), "xvlan: serving: version=") })
 	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

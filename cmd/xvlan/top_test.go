@@ -64,7 +64,7 @@ func TestTopCounts(t *testing.T) {
 	cmd := command(t, "-j", "top", "-b", "-d", "0.1", "-o", "name")
 	start(t, w.do, cmd)
 	defer cmd.Process.Kill() // it ends before, if all is well
-	lab.Eventually(t, "it looks", func() bool { return len(topLines(t, cmd)) > 0 })
+	patiently(t, "it looks", func() bool { return len(topLines(t, cmd)) > 0 })
 
 	const frames, size = 5, 1000
 	counted := func(verdict string) func() uint64 {
@@ -74,7 +74,7 @@ func TestTopCounts(t *testing.T) {
 		untilCounted(t, i+1, counted("rx"), func() { send(t, w.wire, "w0", frame(t, subMAC, wireMAC, size)) })
 		untilCounted(t, i+1, counted("drop_mtu"), func() { send(t, w.inside, "m1", frame(t, wireMAC, subMAC, 2000)) })
 	}
-	lab.Eventually(t, "all is told", func() bool {
+	patiently(t, "all is told", func() bool {
 		lines := topLines(t, cmd)
 		m1 := lines[len(lines)-1].Links[1]
 		return m1.RX.Packets == frames && m1.TX.Dropped == frames
@@ -189,12 +189,12 @@ func TestTopComesAndGoes(t *testing.T) {
 			return len(lines) > 0 && len(lines[len(lines)-1].Links) == n
 		}
 	}
-	lab.Eventually(t, "it shows none", seen(0))
+	patiently(t, "it shows none", seen(0))
 	for range 2 {
 		w.must(t, "link add link eth0 m1 type macvlan mode bridge")
-		lab.Eventually(t, "m1 is shown", seen(1))
+		patiently(t, "m1 is shown", seen(1))
 		w.must(t, "link del m1")
-		lab.Eventually(t, "m1 is shown no more", seen(0))
+		patiently(t, "m1 is shown no more", seen(0))
 	}
 	fresh := 0
 	for _, line := range topLines(t, cmd) {

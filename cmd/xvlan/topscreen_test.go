@@ -7,6 +7,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/creack/pty"
@@ -58,12 +59,21 @@ func (w *world) startAtTerminal(t *testing.T, rows, cols uint16, cmd *exec.Cmd) 
 	t.Cleanup(func() {
 		p.cmd.Process.Kill() // it has ended before, if all is well
 		ptmx.Close()
-		<-p.done
 		if t.Failed() {
 			t.Logf("on the terminal: %q", p.out)
 		}
 	})
 	return p
+}
+
+// patiently is lab.Eventually for programs that take their time to start.
+func patiently(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
 }
 
 func (p *typist) resize(t *testing.T, rows, cols uint16) {
@@ -110,7 +120,7 @@ func (p *typist) names() string {
 // sees waits until the screen has this in its first line and these rows.
 func (p *typist) sees(t *testing.T, head, names string) {
 	t.Helper()
-	lab.Eventually(t, "the screen has "+head+" and "+names, func() bool {
+	patiently(t, "the screen has "+head+" and "+names, func() bool {
 		return strings.Contains(p.screen()[0], head) && p.names() == names
 	})
 }
@@ -133,7 +143,7 @@ func (p *typist) ends(t *testing.T, was *unix.Termios) {
 	if now := p.termios(t); now.Lflag != was.Lflag || now.Iflag != was.Iflag || now.Oflag != was.Oflag {
 		t.Errorf("the terminal is left as %+v, was %+v", now, was)
 	}
-	lab.Eventually(t, "the screen is given back", func() bool { return strings.HasSuffix(p.out.String(), escLeave) })
+	patiently(t, "the screen is given back", func() bool { return strings.HasSuffix(p.out.String(), escLeave) })
 }
 
 // screenWorld has m1, which is up, i1 and z1.
@@ -187,7 +197,7 @@ func TestTopScreen(t *testing.T) {
 	untilShown := func(what, pattern string, again func()) {
 		t.Helper()
 		row := regexp.MustCompile(pattern)
-		lab.Eventually(t, what, func() bool {
+		patiently(t, what, func() bool {
 			again()
 			return row.MatchString(p.out.String())
 		})
@@ -207,7 +217,7 @@ func TestTopResize(t *testing.T) {
 	fits := func(rows, cols uint16) {
 		t.Helper()
 		p.resize(t, rows, cols)
-		lab.Eventually(t, "it fits", func() bool {
+		patiently(t, "it fits", func() bool {
 			lines := p.screen()
 			for _, line := range lines {
 				if utf8.RuneCountInString(line) > int(cols) {
@@ -259,7 +269,7 @@ func TestTopStopped(t *testing.T) {
 		if err := p.cmd.Process.Signal(unix.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		lab.Eventually(t, "it is drawn again", func() bool { return strings.Contains(p.out.String()[drawn:], "m1 ") })
+		patiently(t, "it is drawn again", func() bool { return strings.Contains(p.out.String()[drawn:], "m1 ") })
 	}
 	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
