@@ -269,7 +269,7 @@ func TestTopStopped(t *testing.T) {
 		if err := p.cmd.Process.Signal(unix.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
-		patiently(t, "it is drawn again", func() bool { return strings.Contains(p.out.String()[drawn:], "m1 ") })
+		patiently(t, "it has the terminal again", func() bool { return strings.Contains(p.out.String()[drawn:], escEnter) })
 	}
 	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
