@@ -85,6 +85,33 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	return coll, nil
 }
 
+// LoadOn loads the programs alone, which read returns (LoadXvlan), for maps that
+// Load has made for the same capacity and Schema. The caller closes the
+// collection; the maps stay.
+func LoadOn(read func() (*ebpf.CollectionSpec, error), capacity uint32, maps map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	spec, err := sized(read, capacity)
+	if err != nil {
+		return nil, err
+	}
+	coll, err := onMaps(spec, maps)
+	if err != nil {
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	return coll, nil
+}
+
+// onMaps loads programs for maps that there are, by name as Load returns them.
+func onMaps(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	replace := map[string]*ebpf.Map{}
+	for name, m := range maps {
+		if _, ok := spec.Maps[section+name]; ok {
+			name = section + name
+		}
+		replace[name] = m
+	}
+	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+}
+
 // sections are the maps that are sections.
 var sections = []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots, MapWatchers}
 

@@ -23,14 +23,7 @@ func LoadDryRun(capacity uint32, maps map[string]*ebpf.Map) (*DryRun, error) {
 		return nil, err
 	}
 	delete(spec.Programs, TraceProgXvlanMeet)
-	replace := map[string]*ebpf.Map{}
-	for name, m := range maps {
-		if _, ok := spec.Maps[section+name]; ok {
-			name = section + name
-		}
-		replace[name] = m
-	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	coll, err := onMaps(spec, maps)
 	if err != nil {
 		return nil, fmt.Errorf("load dry run: %w", err)
 	}

@@ -147,7 +147,7 @@ func (p *parent) hook(coll *ebpf.Collection) error {
 	if err := errors.Join(p.maps.Pin(p.dir), watch.Pin(coll, p.dir)); err != nil {
 		return err
 	}
-	for _, prog := range []string{pinTX, pinMeet, pinRXProg, pinXDPProg} {
+	for _, prog := range pinnedPrograms {
 		if err := coll.Programs[prog].Pin(filepath.Join(p.dir, prog)); err != nil {
 			return fmt.Errorf("pin program: %w", err)
 		}

@@ -60,8 +60,7 @@ func (h *Host) attachTC(index int, prog *ebpf.Program, pin string, allow func() 
 			return fmt.Errorf("add clsact qdisc: %w", err)
 		}
 	}
-	filter := &netlink.BpfFilter{FilterAttrs: filterAttrs(index), Fd: prog.FD(), Name: "xvlan", DirectAction: true}
-	if err := h.nl.FilterReplace(filter); err != nil {
+	if err := h.nl.FilterReplace(filterOf(index, prog)); err != nil {
 		return fmt.Errorf("add tc filter: %w", err)
 	}
 	return nil

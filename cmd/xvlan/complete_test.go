@@ -92,7 +92,7 @@ func TestComplete(t *testing.T) {
 		"-n IN link del ":                   "dev link netns",
 		"link del -n HOST ":                 "c2 dev link netns",
 
-		"parent ":                     "attach detach show",
+		"parent ":                     "attach detach show upgrade",
 		"parent attach ":              "c2 eth0 eth1 unknown capacity",
 		"parent attach eth1 unknown ": "pass drop",
 		"parent detach ":              "eth0",

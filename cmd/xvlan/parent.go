@@ -51,6 +51,18 @@ the last. Attached by name it stays, and takes a policy and a capacity.`,
 			},
 		},
 		&cobra.Command{
+			Use:   "upgrade [PARENT]",
+			Short: "Put this xvlan's programs in the place of another version's",
+			Long: `Puts this xvlan's programs in the place of those that another version has
+attached, on one parent or all of them: on the same maps, a device at a time, so
+that no frame is lost and the counters go on. What fails leaves the old programs
+at work. Who watches (monitor, capture) has to begin anew.`,
+			Args: cobra.MaximumNArgs(1),
+			RunE: func(_ *cobra.Command, args []string) error {
+				return a.with(func(h *loader.Host) error { return a.upgrade(h, args) })
+			},
+		},
+		&cobra.Command{
 			Use:     "show [PARENT]",
 			Short:   "Show attached parents",
 			Aliases: []string{"list", "ls"},
@@ -62,6 +74,48 @@ the last. Attached by name it stays, and takes a policy and a capacity.`,
 	}
 	a.completeWords(attach, "attach")
 	return cmd
+}
+
+type upgradeJSON struct {
+	Name    string `json:"ifname"`
+	Changed bool   `json:"changed"`
+}
+
+// upgrade upgrades one parent, or all that something is attached to.
+func (a *app) upgrade(h *loader.Host, names []string) error {
+	if len(names) == 0 {
+		parents, err := h.Parents()
+		if err != nil {
+			return err
+		}
+		for _, p := range parents {
+			if p.Rung != maps.RungKernel {
+				names = append(names, p.Name)
+			}
+		}
+	}
+	all := []upgradeJSON{}
+	var errs []error
+	for _, name := range names {
+		changed, err := h.Upgrade(name)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		all = append(all, upgradeJSON{name, changed})
+		if a.json {
+			continue
+		}
+		what := "has these programs already"
+		if changed {
+			what = "upgraded"
+		}
+		fmt.Fprintf(a.out, "%s: %s\n", name, what)
+	}
+	if a.json {
+		errs = append(errs, a.printJSON(all))
+	}
+	return errors.Join(errs...)
 }
 
 // exactly takes one argument, with an error of our form.

@@ -1,0 +1,195 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+
+	"github.com/xvlan/xvlan/bpf"
+	"github.com/xvlan/xvlan/maps"
+)
+
+// Upgrade puts this xvlan's programs in the place of those that another
+// version has attached to a parent, on the same maps: a device at a time, in one
+// step each, so that no frame is lost and every counter goes on. changed is
+// false where they are the same. What fails leaves the old ones at work; what is
+// interrupted leaves both, which work together, and is completed by the next
+// call. Maps of another schema are refused with maps.ErrSchema.
+func (h *Host) Upgrade(name string) (changed bool, err error) {
+	l, unlock, err := h.lockParent(name)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	p, err := h.open(l)
+	if err != nil {
+		return false, err
+	}
+	if p == nil {
+		return false, fmt.Errorf("parent %s: %w; it is attached with its first sub-interface, and nothing is on rung kernel", name, ErrNotFound)
+	}
+	defer p.close()
+	if err := p.refresh(); err != nil {
+		return false, err
+	}
+	coll, err := bpf.LoadOn(bpf.LoadXvlan, p.rec.Capacity, p.maps.Maps())
+	if err != nil {
+		return false, err
+	}
+	defer coll.Close()
+	if same, err := p.runs(coll); err != nil || same {
+		return false, err
+	}
+	return true, p.swap(coll)
+}
+
+// pinnedPrograms are the programs that have pins.
+var pinnedPrograms = []string{pinTX, pinMeet, pinRXProg, pinXDPProg}
+
+// runs tells whether the pinned programs are those of a collection.
+func (p *parent) runs(coll *ebpf.Collection) (bool, error) {
+	for _, name := range pinnedPrograms {
+		old, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, name), nil)
+		if err != nil {
+			return false, fmt.Errorf("open pinned program: %w", err)
+		}
+		was, err := old.Info()
+		old.Close()
+		if err != nil {
+			return false, fmt.Errorf("read program: %w", err)
+		}
+		is, err := coll.Programs[name].Info()
+		if err != nil {
+			return false, fmt.Errorf("read program: %w", err)
+		}
+		if was.Tag != is.Tag {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// swap attaches a collection's programs in the place of those that are, and puts
+// these back where it fails. The pins come last: as long as they are the old
+// programs', an interrupted swap is not taken for done.
+func (p *parent) swap(coll *ebpf.Collection) (err error) {
+	old := map[string]*ebpf.Program{}
+	defer func() {
+		for _, prog := range old {
+			prog.Close()
+		}
+	}()
+	for _, name := range pinnedPrograms {
+		if old[name], err = ebpf.LoadPinnedProgram(filepath.Join(p.dir, name), nil); err != nil {
+			return fmt.Errorf("open pinned program: %w", err)
+		}
+	}
+	hooks, err := p.hooks()
+	if err != nil {
+		return err
+	}
+	for i, hook := range hooks {
+		if err := hook.put(coll.Programs[hook.prog]); err != nil {
+			errs := []error{fmt.Errorf("replace %s: %w", hook.prog, err)}
+			for _, done := range hooks[:i] {
+				errs = append(errs, done.put(old[done.prog]))
+			}
+			return errors.Join(errs...)
+		}
+	}
+	for _, name := range pinnedPrograms {
+		if err := repin(coll.Programs[name], filepath.Join(p.dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// repin pins a program where another is pinned, in one step.
+func repin(prog *ebpf.Program, pin string) error {
+	next := pin + building
+	if err := unpin(next); err != nil {
+		return err
+	}
+	// A clone, since a program remembers one pin.
+	clone, err := prog.Clone()
+	if err != nil {
+		return fmt.Errorf("pin program: %w", err)
+	}
+	defer clone.Close()
+	if err := clone.Pin(next); err != nil {
+		return fmt.Errorf("pin program: %w", err)
+	}
+	if err := os.Rename(next, pin); err != nil {
+		return errors.Join(fmt.Errorf("pin program: %w", err), unpin(next))
+	}
+	return nil
+}
+
+// A hook is where one of the programs is attached.
+type hook struct {
+	prog string
+	put  func(prog *ebpf.Program) error // in place of what is there, in one step
+}
+
+// hooks lists where the programs are attached: first the host legs, so that
+// the parent's new programs find new ones behind them.
+func (p *parent) hooks() ([]hook, error) {
+	entries, err := os.ReadDir(p.dir)
+	if err != nil {
+		return nil, fmt.Errorf("list pins: %w", err)
+	}
+	var legs, own []hook
+	for _, e := range entries {
+		pin := filepath.Join(p.dir, e.Name())
+		switch {
+		case strings.HasPrefix(e.Name(), pinLeg):
+			legs = append(legs, hook{pinTX, updateLink(pin)})
+		case e.Name() == pinRX:
+			own = append(own, hook{pinRXProg, updateLink(pin)})
+		case e.Name() == pinXDP:
+			own = append(own, hook{pinXDPProg, updateLink(pin)})
+		}
+	}
+	if _, err := os.Stat(filepath.Join(p.dir, pinRX)); err == nil {
+		return append(legs, own...), nil
+	}
+	// No tcx: filters on clsact, which have no pins.
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range subs {
+		if s.State == maps.Active {
+			legs = append(legs, hook{pinTX, p.h.replaceFilter(s.Leg)})
+		}
+	}
+	return append(append(legs, hook{pinRXProg, p.h.replaceFilter(p.rec.Index)}), own...), nil
+}
+
+func updateLink(pin string) func(prog *ebpf.Program) error {
+	return func(prog *ebpf.Program) error {
+		l, err := link.LoadPinnedLink(pin, nil)
+		if err != nil {
+			return fmt.Errorf("open pinned link: %w", err)
+		}
+		defer l.Close()
+		return l.Update(prog)
+	}
+}
+
+func (h *Host) replaceFilter(index int) func(prog *ebpf.Program) error {
+	return func(prog *ebpf.Program) error {
+		return h.nl.FilterReplace(filterOf(index, prog))
+	}
+}
+
+func filterOf(index int, prog *ebpf.Program) netlink.Filter {
+	return &netlink.BpfFilter{FilterAttrs: filterAttrs(index), Fd: prog.FD(), Name: "xvlan", DirectAction: true}
+}
