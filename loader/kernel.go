@@ -28,6 +28,7 @@ type kernelLink struct {
 	link  netlink.Link
 	space string // its netns, as openSpace takes it; "" for the parent's
 	flags uint16 // of a macvlan
+	queue Queue  // likewise
 }
 
 // reason says why it is on the kernel rung.
@@ -41,7 +42,11 @@ func (h *Host) addKernel(parent netlink.Link, rung Rung, in *space, spec *LinkSp
 	if err := h.removePending(parent.Attrs().Index); err != nil {
 		return err
 	}
-	if err := h.checkKernel(parent, spec); err != nil {
+	siblings, err := h.kernelLinks(parent.Attrs().Index)
+	if err != nil {
+		return err
+	}
+	if err := checkKernel(parent, spec, siblings); err != nil {
 		return err
 	}
 	l := newKernelLink(parent.Attrs().Index, spec)
@@ -161,9 +166,9 @@ func setData(in *space, l netlink.Link, attr int, value []byte) error {
 	return err
 }
 
-// macvlanData reads what the netlink library leaves out of a macvlan's data; nil
-// if the kernel does not have it.
-func macvlanData(in *space, l netlink.Link, attr uint16) ([]byte, error) {
+// macvlanData reads a macvlan's data, of which the netlink library leaves
+// something out: IFLA_INFO_DATA, for nested.
+func macvlanData(in *space, l netlink.Link) ([]byte, error) {
 	sock, err := in.socket()
 	if err != nil {
 		return nil, err
@@ -179,20 +184,28 @@ func macvlanData(in *space, l netlink.Link, attr uint16) ([]byte, error) {
 		return nil, fmt.Errorf("read %s%s: %w", l.Attrs().Name, in.where(), err)
 	}
 	for _, m := range msgs {
-		if value := nested(m[unix.SizeofIfInfomsg:], unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA, attr); value != nil {
+		if value := nested(m[unix.SizeofIfInfomsg:], unix.IFLA_LINKINFO, nl.IFLA_INFO_DATA); value != nil {
 			return value, nil
 		}
 	}
 	return nil, nil
 }
 
-// macvlanFlags reads a macvlan's flags.
-func macvlanFlags(in *space, l netlink.Link) (uint16, error) {
-	value, err := macvlanData(in, l, nl.IFLA_MACVLAN_FLAGS)
-	if err != nil || len(value) != 2 {
-		return 0, err
+// readMacvlan reads a macvlan's flags and queue.
+func (k *kernelLink) readMacvlan(in *space, l *netlink.Macvlan) error {
+	data, err := macvlanData(in, l)
+	if err != nil {
+		return err
 	}
-	return binary.NativeEndian.Uint16(value), nil
+	if flags := nested(data, nl.IFLA_MACVLAN_FLAGS); len(flags) == 2 {
+		k.flags = binary.NativeEndian.Uint16(flags)
+	}
+	length, limit := l.BCQueueLen, defaultLimit
+	if value := nested(data, macvlanCutoff); len(value) == 4 {
+		limit = int32(binary.NativeEndian.Uint32(value))
+	}
+	k.queue = Queue{&length, &limit}
+	return nil
 }
 
 // nested finds an attribute by the way to it; nil if it is not there.
@@ -234,7 +247,7 @@ func (h *Host) setFlags(own *space, l netlink.Link, spec *LinkSpec) error {
 }
 
 // checkKernel refuses what the kernel's drivers cannot do.
-func (h *Host) checkKernel(parent netlink.Link, spec *LinkSpec) error {
+func checkKernel(parent netlink.Link, spec *LinkSpec, siblings []kernelLink) error {
 	if spec.Port {
 		return errKernelPort
 	}
@@ -244,11 +257,7 @@ func (h *Host) checkKernel(parent netlink.Link, spec *LinkSpec) error {
 	if spec.Kind == maps.Ipvlan && spec.MTU != parent.Attrs().MTU {
 		return fmt.Errorf("mtu %d: %w: on the kernel rung an ipvlan has its parent's MTU; leave it out", spec.MTU, ErrUnsupported)
 	}
-	links, err := h.kernelLinks(parent.Attrs().Index)
-	if err != nil {
-		return err
-	}
-	for _, l := range links {
+	for _, l := range siblings {
 		if spec.MAC != nil && l.link.Attrs().HardwareAddr.String() == spec.MAC.String() {
 			return fmt.Errorf("address %s: %w: a sibling on %s has it; leave it out for a random one", spec.MAC, ErrExists, parent.Attrs().Name)
 		}
@@ -408,8 +417,8 @@ func kernelLinksIn(s *space, index int, alias string, home int) ([]kernelLink, e
 			continue
 		}
 		k := kernelLink{link: l, space: s.name}
-		if l.Type() == "macvlan" {
-			if k.flags, err = macvlanFlags(s, l); err != nil {
+		if m, ok := l.(*netlink.Macvlan); ok {
+			if err := k.readMacvlan(s, m); err != nil {
 				return nil, err
 			}
 		}

@@ -22,6 +22,9 @@ type Queue struct {
 // library lacks.
 const macvlanCutoff = 9
 
+// defaultLimit is the limit of a new device, of which the kernel does not tell.
+const defaultLimit int32 = 1
+
 func (q Queue) said() bool { return q.Len != nil || q.Limit != nil }
 
 // checkKind refuses it for what has no such queue.
@@ -46,8 +49,8 @@ func (q Queue) set(in *space, l netlink.Link) error {
 	if err := setData(in, l, macvlanCutoff, nl.Uint32Attr(uint32(*q.Limit))); err != nil {
 		return fmt.Errorf("set bclim of %s: %w", l.Attrs().Name, err)
 	}
-	value, err := macvlanData(in, l, macvlanCutoff)
-	if err == nil && value == nil {
+	data, err := macvlanData(in, l)
+	if err == nil && nested(data, macvlanCutoff) == nil && *q.Limit != defaultLimit {
 		err = fmt.Errorf("bclim: %w: the kernel's macvlan has it from Linux 6.4 on", ErrUnsupported)
 	}
 	return err
