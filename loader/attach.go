@@ -285,7 +285,7 @@ func (h *Host) Attach(name string, spec AttachSpec) error {
 		return err
 	}
 	if rung.Rung == maps.RungKernel {
-		return fmt.Errorf("parent %s: %w: the kernel rung attaches nothing (%s)", name, ErrUnsupported, rung.Reason)
+		return kernelAttach(name, rung)
 	}
 	if p == nil {
 		if p, err = h.attach(l, rung, spec); err != nil {
@@ -298,14 +298,25 @@ func (h *Host) Attach(name string, spec AttachSpec) error {
 		return nil
 	}
 	defer p.close()
-	if spec.Capacity != 0 && spec.Capacity != p.rec.Capacity {
-		return fmt.Errorf("parent %s: capacity %d: %w: it was attached for %d; detach it first", name, spec.Capacity, ErrExists, p.rec.Capacity)
+	if err := p.checkCapacity(spec.Capacity); err != nil {
+		return err
 	}
 	if spec.Unknown != "" {
 		p.rec.UnknownDrop = spec.Unknown == UnknownDrop
 	}
 	p.rec.Keep = p.rec.Keep || spec.Keep
 	return p.save()
+}
+
+func kernelAttach(name string, rung Rung) error {
+	return fmt.Errorf("parent %s: %w: the kernel rung attaches nothing (%s)", name, ErrUnsupported, rung.Reason)
+}
+
+func (p *parent) checkCapacity(want uint32) error {
+	if want == 0 || want == p.rec.Capacity {
+		return nil
+	}
+	return fmt.Errorf("parent %s: capacity %d: %w: it was attached for %d; detach it first", p.rec.Name, want, ErrExists, p.rec.Capacity)
 }
 
 // Detach removes all sub-interfaces of a parent and leaves it as it was found.

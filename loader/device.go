@@ -183,11 +183,8 @@ func (s *space) configure(spec *LinkSpec) error {
 			return err
 		}
 	}
-	for _, a := range spec.Addrs {
-		addr := &netlink.Addr{IPNet: &net.IPNet{IP: a.Addr().AsSlice(), Mask: net.CIDRMask(a.Bits(), a.Addr().BitLen())}}
-		if err := s.nl.AddrAdd(l, addr); err != nil {
-			return fmt.Errorf("add addr %s: %w", a, err)
-		}
+	if err := s.setAddrs(l, spec.Addrs); err != nil {
+		return err
 	}
 	if spec.Up {
 		if err := s.nl.LinkSetUp(l); err != nil {

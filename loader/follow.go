@@ -199,11 +199,24 @@ func (p *parent) relearn(id maps.ID, sub maps.Sub, learned []netip.Addr, has map
 	return nil
 }
 
-// addrsIn lists the unicast addresses of a device in another namespace by that
-// namespace's id (Linux 4.20), which the netlink library does not offer, and
-// tells those that duplicate address detection has done with. A negative id is
-// the own namespace.
+// addrsIn lists the unicast addresses of a device, as prefixesIn does, and
+// tells those that duplicate address detection has done with.
 func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
+	prefixes, err := prefixesIn(nsid, index)
+	if err != nil {
+		return nil, err
+	}
+	all := map[netip.Addr]bool{}
+	for p, flags := range prefixes {
+		all[p.Addr()] = flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
+	}
+	return all, nil
+}
+
+// prefixesIn lists the unicast addresses of a device in another namespace by
+// that namespace's id (Linux 4.20), which the netlink library does not offer,
+// with their flags. A negative id is the own namespace.
+func prefixesIn(nsid, index int) (map[netip.Prefix]uint8, error) {
 	sock, err := nl.GetNetlinkSocketAt(-1, -1, unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
@@ -225,8 +238,8 @@ func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of device %d: %w", index, err)
 	}
-	const ifaFlags = 2 // where struct ifaddrmsg has them
-	all := map[netip.Addr]bool{}
+	const ifaPrefixLen, ifaFlags = 1, 2 // where struct ifaddrmsg has them
+	all := map[netip.Prefix]uint8{}
 	for _, m := range msgs {
 		attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
 		if err != nil {
@@ -239,7 +252,7 @@ func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
 			}
 		}
 		if local.IsValid() && !local.IsLoopback() {
-			all[local] = m[ifaFlags]&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
+			all[netip.PrefixFrom(local, int(m[ifaPrefixLen]))] = m[ifaFlags]
 		}
 	}
 	return all, nil

@@ -35,6 +35,10 @@ type Rung struct {
 	Reason string
 }
 
+// Asked tells whether it is the rung that was asked for, and not one that was
+// chosen.
+func (r Rung) Asked() bool { return r.Reason == askedFor }
+
 // noBPF says why this process cannot use BPF; "" if it can.
 func noBPF() (string, error) {
 	const lacks = "BPF takes CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, which this process lacks"

@@ -32,7 +32,9 @@ type Link struct {
 	Mode      maps.Mode
 	Class     maps.Class // an ipvlan's flag
 	NoDst     bool
+	NoPromisc *bool              // of a macvlan in passthru mode; nil: nobody can tell, as others have made the parent promiscuous
 	Sources   []net.HardwareAddr // of a macvlan in source mode
+	Queue     Queue              // of a macvlan on the kernel rung
 	Rung      Rung
 	ID        maps.ID // 0 on the kernel rung
 	Leg       string  // host leg, "" on the kernel rung
@@ -40,7 +42,8 @@ type Link struct {
 	Addrs     []LinkAddr // known to the datapath
 	Stats     maps.Stats // on the kernel rung RX, TX and no reasons
 
-	gen uint32 // of the record it was read from
+	gen  uint32 // of the record it was read from
+	nsid int    // the id of its namespace, negative for the parent's; not on the kernel rung
 }
 
 // LinkAddr is an address that leads to a sub-interface.
@@ -203,6 +206,11 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, onl
 		if s.Kind == maps.Ipvlan {
 			l.WireMAC = rec.MAC
 		}
+		if s.Mode == maps.Passthru {
+			if l.NoPromisc, err = h.noPromisc(rec.Index, s.Promisc); err != nil {
+				return nil, err
+			}
+		}
 		slices.SortFunc(l.Addrs, func(a, b LinkAddr) int { return a.Addr.Compare(b.Addr) })
 		if ok, err := h.fillInner(&l, s.Leg, names); err != nil {
 			return nil, err
@@ -214,6 +222,23 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, onl
 	return all, nil
 }
 
+// noPromisc tells whether a parent was not to be made promiscuous for its
+// passthru sub-interface. Where somebody else had done so it was not needed.
+func (h *Host) noPromisc(index int, made bool) (*bool, error) {
+	no := !made
+	if made {
+		return &no, nil
+	}
+	parent, err := h.nl.LinkByIndex(index)
+	if err != nil {
+		return nil, fmt.Errorf("find device %d: %w", index, err)
+	}
+	if parent.Attrs().RawFlags&unix.IFF_PROMISC != 0 {
+		return nil, nil
+	}
+	return &no, nil
+}
+
 // fillInner reads the inner leg's state; ok is false where it is gone.
 func (h *Host) fillInner(l *Link, leg int, names map[int]string) (ok bool, err error) {
 	dev, err := h.legs(leg, l.Leg)
@@ -223,6 +248,7 @@ func (h *Host) fillInner(l *Link, leg int, names map[int]string) (ok bool, err e
 	nsid := dev.nsid
 	fill(l, dev.inner)
 	lost(&l.Stats, dev)
+	l.nsid = nsid
 	if nsid >= 0 {
 		if l.Netns = names[nsid]; l.Netns == "" {
 			l.Netns = "nsid " + strconv.Itoa(nsid)
@@ -284,7 +310,9 @@ func (h *Host) fromKernel(k kernelLink) (Link, error) {
 	l.Kind = maps.Macvlan
 	switch dev := k.link.(type) {
 	case *netlink.Macvlan:
-		l.Sources, l.NoDst = dev.MACAddrs, k.flags&macvlanNoDst != 0
+		l.Sources, l.NoDst, l.Queue = dev.MACAddrs, k.flags&macvlanNoDst != 0, k.queue
+		no := k.flags&macvlanNoPromisc != 0
+		l.NoPromisc = &no
 		for mode, kernel := range kernelModes {
 			if kernel == dev.Mode {
 				l.Mode = mode

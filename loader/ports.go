@@ -42,26 +42,26 @@ func canPort(mode maps.Mode) error {
 // checkPort refuses a parent that cannot redirect, or would lose the VLAN tags
 // of what it redirects: those that it has stripped stand beside the frame, where
 // XDP does not see them.
-func (p *parent) checkPort(mode maps.Mode) error {
+func checkPort(parent string, rung Rung, mode maps.Mode) error {
 	if err := canPort(mode); err != nil {
 		return err
 	}
-	if p.rec.Rung != maps.RungXDP {
+	if rung.Rung != maps.RungXDP {
 		return fmt.Errorf("delivery xdp: %w: %s stands on rung %s (%s), and it takes rung xdp; detach it, and say: datapath xdp",
-			ErrUnsupported, p.rec.Name, p.rec.Rung, p.rec.Reason)
+			ErrUnsupported, parent, rung, rung.Reason)
 	}
 	tool, err := ethtool.NewEthtool()
 	if err != nil {
 		return fmt.Errorf("open ethtool: %w", err)
 	}
 	defer tool.Close()
-	features, err := tool.Features(p.rec.Name)
+	features, err := tool.Features(parent)
 	if err != nil {
-		return fmt.Errorf("read features of %s: %w", p.rec.Name, err)
+		return fmt.Errorf("read features of %s: %w", parent, err)
 	}
 	if features[featureStrip] {
 		return fmt.Errorf("delivery xdp: %w: %s takes VLAN tags off, and XDP would not see them; turn that off: ethtool -K %[2]s rxvlan off",
-			ErrUnsupported, p.rec.Name)
+			ErrUnsupported, parent)
 	}
 	return nil
 }
@@ -109,7 +109,7 @@ func (h *Host) SetPort(sel Selector, on bool) error {
 // is done by the next command that follows.
 func (p *parent) setPort(l Link, sub maps.Sub, on bool) error {
 	if on {
-		if err := p.checkPort(sub.Mode); err != nil {
+		if err := checkPort(p.rec.Name, Rung{p.rec.Rung, p.rec.Reason}, sub.Mode); err != nil {
 			return err
 		}
 	}

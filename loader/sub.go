@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
@@ -74,7 +75,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 		return err
 	}
 	if spec.Port {
-		if err := p.checkPort(spec.Mode); err != nil {
+		if err := checkPort(p.rec.Name, Rung{p.rec.Rung, p.rec.Reason}, spec.Mode); err != nil {
 			return err
 		}
 	}
@@ -146,23 +147,23 @@ func (p *parent) unique(spec *LinkSpec, subs []maps.Sub) error {
 		}
 	}
 	if spec.MAC == nil {
-		return p.uniqueAddrs(spec)
+		return p.uniqueAddrs(spec.Addrs, subs)
 	}
-	if _, taken, err := p.maps.MAC(0, spec.MAC); err != nil {
+	if d, taken, err := p.maps.MAC(0, spec.MAC); err != nil {
 		return err
-	} else if taken {
+	} else if taken && subs[d.ID].State != maps.Free {
 		return fmt.Errorf("address %s: %w: a sibling on %s has it; leave it out for a random one", spec.MAC, ErrExists, p.rec.Name)
 	}
-	return p.uniqueAddrs(spec)
+	return p.uniqueAddrs(spec.Addrs, subs)
 }
 
-func (p *parent) uniqueAddrs(spec *LinkSpec) error {
-	for _, a := range spec.Addrs {
+func (p *parent) uniqueAddrs(addrs []netip.Prefix, subs []maps.Sub) error {
+	for _, a := range addrs {
 		d, taken, err := p.maps.Addr(0, a.Addr())
 		if err != nil {
 			return err
 		}
-		if !taken {
+		if !taken || d.Origin != maps.Reserved && subs[d.ID].State == maps.Free {
 			continue
 		}
 		return p.addrTaken(a.Addr().String(), d)

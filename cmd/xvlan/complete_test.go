@@ -47,7 +47,7 @@ func TestComplete(t *testing.T) {
 	fill := strings.NewReplacer("HOST", w.host.Name(), "IN", w.inside.Name())
 	const behindName = "link address addr mtu netns up delivery type"
 	for line, want := range map[string]string{
-		"": "bench completion demo help link man monitor parent probe serve top trace version",
+		"": "apply bench completion config demo help link man monitor parent probe serve top trace version",
 
 		"link ":                                    "add del set show",
 		"link add ":                                "link name dev address addr mtu netns up delivery type",
@@ -98,6 +98,8 @@ func TestComplete(t *testing.T) {
 		"parent detach ":              "eth0",
 		"parent detach eth0 ":         "",
 		"parent show ":                "eth0",
+		"apply ":                      "",
+		"apply -f ":                   "", // files
 		"probe ":                      "c2 eth0 eth1",
 		"bench ":                      "c2 eth0 eth1",
 		"top ":                        "eth0",

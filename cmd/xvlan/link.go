@@ -203,27 +203,16 @@ func parseAdd(w *words) (loader.LinkSpec, error) {
 			spec.Parent = w.value(word)
 		case "name", "dev":
 			spec.Name = w.value(word)
-		case "address":
-			spec.MAC = w.mac(word)
-		case "addr":
-			spec.Addrs = append(spec.Addrs, w.prefix(word))
-		case "mtu":
-			spec.MTU = w.number(word)
-		case "netns":
-			spec.Netns = w.value(word)
 		case "up":
 			spec.Up = true
-		case "delivery":
-			spec.Port = w.delivery()
 		case "datapath":
-			if d, err := parseDatapath(w.value(word)); err != nil {
-				w.fail(err)
-			} else {
-				spec.Datapath = d
-			}
+			spec.Datapath = w.datapath()
 		case "type":
 			kind = w.value(word)
 		default:
+			if w.linkWord(word, &spec) {
+				continue
+			}
 			if spec.Name != "" {
 				hint := "see `xvlan link add --help`"
 				if spec.Parent == "" {
@@ -250,6 +239,34 @@ func parseAdd(w *words) (loader.LinkSpec, error) {
 		return spec, usagef("type: say which: type macvlan mode bridge, or type ipvlan mode l2")
 	}
 	return spec, t.forAdd(&spec)
+}
+
+// linkWord reads what a sub-interface of whatever type has, and tells whether
+// the word is of that.
+func (w *words) linkWord(word string, spec *loader.LinkSpec) bool {
+	switch word {
+	case "address":
+		spec.MAC = w.mac(word)
+	case "addr":
+		spec.Addrs = append(spec.Addrs, w.prefix(word))
+	case "mtu":
+		spec.MTU = w.number(word)
+	case "netns":
+		spec.Netns = w.value(word)
+	case "delivery":
+		spec.Port = w.delivery()
+	default:
+		return false
+	}
+	return true
+}
+
+func (w *words) datapath() loader.Datapath {
+	d, err := parseDatapath(w.value("datapath"))
+	if err != nil {
+		w.fail(err)
+	}
+	return d
 }
 
 // delivery reads whether unicast is to pass an XDP program.

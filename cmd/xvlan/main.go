@@ -18,6 +18,7 @@ import (
 
 // app is one run of the command, with all that it touches outside the kernel.
 type app struct {
+	in       io.Reader
 	out, err io.Writer
 
 	netns   string
@@ -53,7 +54,7 @@ func guardNegative(args []string) []string {
 // run is the whole command, callable from tests; its thread must be locked
 // when -n is among the arguments.
 func run(args []string, stdout, stderr io.Writer) int {
-	a := &app{out: stdout, err: stderr}
+	a := &app{in: os.Stdin, out: stdout, err: stderr}
 	root := a.root()
 	ownLetters(root, args)
 	root.SetArgs(guardNegative(args))
@@ -99,7 +100,7 @@ each sub-interface. It takes the words of ip link:
 	f.Var(choice{&a.logFormat, []string{"text", "json"}}, "log-format", "how to log, and to say what went wrong (default text)")
 	f.Var(choice{&a.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what to log, at least (default warn)")
 	cmd.AddCommand(
-		a.linkCmd(), a.parentCmd(),
+		a.linkCmd(), a.parentCmd(), a.applyCmd(), a.configCmd(),
 		a.topCmd(), a.monitorCmd(), a.traceCmd(),
 		a.probeCmd(), a.benchCmd(), a.demoCmd(),
 		a.serveCmd(),

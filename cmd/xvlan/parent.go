@@ -139,21 +139,7 @@ func parseAttach(w *words) (string, loader.AttachSpec, error) {
 			break
 		}
 		switch {
-		case word == "unknown":
-			switch v := w.value(word); v {
-			case "drop":
-				spec.Unknown = loader.UnknownDrop
-			case "pass":
-				spec.Unknown = loader.UnknownPass
-			default:
-				w.fail(usagef("unknown %q: pass or drop", v))
-			}
-		case word == "capacity":
-			n := w.number(word)
-			if n > bpf.MaxCapacity {
-				w.fail(usagef("capacity %d: not in 1..%d", n, bpf.MaxCapacity))
-			}
-			spec.Capacity = uint32(n)
+		case w.attachWord(word, &spec):
 		case name == "":
 			name = word
 		default:
@@ -164,6 +150,31 @@ func parseAttach(w *words) (string, loader.AttachSpec, error) {
 		return name, spec, usagef("parent: say which")
 	}
 	return name, spec, w.err
+}
+
+// attachWord reads a parent's policy or capacity, and tells whether the word is
+// of that.
+func (w *words) attachWord(word string, spec *loader.AttachSpec) bool {
+	switch word {
+	case "unknown":
+		switch v := w.value(word); v {
+		case "drop":
+			spec.Unknown = loader.UnknownDrop
+		case "pass":
+			spec.Unknown = loader.UnknownPass
+		default:
+			w.fail(usagef("unknown %q: pass or drop", v))
+		}
+	case "capacity":
+		n := w.number(word)
+		if n > bpf.MaxCapacity {
+			w.fail(usagef("capacity %d: not in 1..%d", n, bpf.MaxCapacity))
+		}
+		spec.Capacity = uint32(n)
+	default:
+		return false
+	}
+	return true
 }
 
 type parentJSON struct {

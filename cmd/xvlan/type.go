@@ -38,13 +38,7 @@ func (w *words) parseType(kind string) (typeWords, error) {
 	if w.err != nil {
 		return t, w.err
 	}
-	switch kind {
-	case "macvlan":
-		t.kind = maps.Macvlan
-	case "ipvlan":
-		t.kind = maps.Ipvlan
-	default:
-		w.fail(usagef("type %s: not known; macvlan and ipvlan are", kind))
+	if t.kind = w.kindOf(kind); w.err != nil {
 		return t, w.err
 	}
 	w.kind = kind
@@ -53,29 +47,49 @@ func (w *words) parseType(kind string) (typeWords, error) {
 		if !ok {
 			return t, w.err
 		}
-		flag, isFlag := ipvlanFlags[word]
-		switch {
-		case word == "mode":
-			w.mode(&t)
-		case t.kind == maps.Ipvlan && isFlag:
-			t.flag = flag
-		case t.kind == maps.Macvlan && word == "macaddr":
-			w.macaddr(&t)
-		case t.kind == maps.Macvlan && word == "flag":
-			w.flag(w.value(word), &t)
-		case t.kind == maps.Macvlan && (word == "nopromisc" || word == "nodst"):
-			w.flag(word, &t)
-		case t.kind == maps.Macvlan && word == "bcqueuelen":
-			n := uint32(w.integer(word, 0, math.MaxUint32))
-			t.queue.Len = &n
-		case t.kind == maps.Macvlan && word == "bclim":
-			n := int32(w.integer(word, math.MinInt32, math.MaxInt32))
-			t.queue.Limit = &n
-		default:
+		if !w.typeWord(word, &t) {
 			w.fail(usagef("%s: not known behind type %s; see `xvlan link add --help`", word, kind))
 			return t, w.err
 		}
 	}
+}
+
+func (w *words) kindOf(name string) maps.Kind {
+	switch name {
+	case "macvlan":
+		return maps.Macvlan
+	case "ipvlan":
+		return maps.Ipvlan
+	}
+	w.fail(usagef("type %s: not known; macvlan and ipvlan are", name))
+	return 0
+}
+
+// typeWord reads what a sub-interface of its type has, and tells whether the
+// word is of that.
+func (w *words) typeWord(word string, t *typeWords) bool {
+	flag, isFlag := ipvlanFlags[word]
+	switch {
+	case word == "mode":
+		w.mode(t)
+	case t.kind == maps.Ipvlan && isFlag:
+		t.flag = flag
+	case t.kind == maps.Macvlan && word == "macaddr":
+		w.macaddr(t)
+	case t.kind == maps.Macvlan && word == "flag":
+		w.flag(w.value(word), t)
+	case t.kind == maps.Macvlan && (word == "nopromisc" || word == "nodst"):
+		w.flag(word, t)
+	case t.kind == maps.Macvlan && word == "bcqueuelen":
+		n := uint32(w.integer(word, 0, math.MaxUint32))
+		t.queue.Len = &n
+	case t.kind == maps.Macvlan && word == "bclim":
+		n := int32(w.integer(word, math.MinInt32, math.MaxInt32))
+		t.queue.Limit = &n
+	default:
+		return false
+	}
+	return true
 }
 
 func (w *words) mode(t *typeWords) {

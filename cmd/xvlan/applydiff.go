@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/maps"
+)
+
+// linkDiff is what a sub-interface that is there has otherwise than a file
+// wants it. Of type, mode, flag and delivery what is not said is as `link add`
+// has it; all else that is not said may be as it is.
+type linkDiff struct {
+	want  *wantedLink
+	have  loader.Link
+	now   loader.LinkSpec // of have
+	moves bool            // to another network namespace
+
+	changes []change
+	fixed   []change // which a device that is there does not take
+
+	mode loader.ModeChange
+	port *bool
+	dev  loader.DeviceChange
+	addr bool // its given addresses are to be others
+}
+
+// find fills in all that follows from want, have, now and moves.
+func (d *linkDiff) find() {
+	want, now := d.want.spec, d.now
+	if want.Kind != now.Kind {
+		d.fixed = append(d.fixed, change{"type", now.Kind.String(), want.Kind.String()})
+		return
+	}
+	d.findMode()
+	if want.Port != now.Port {
+		d.differs("delivery", portWord(now.Port), portWord(want.Port))
+		d.port = &want.Port
+	}
+	if mac := want.MAC; mac != nil && !bytes.Equal(mac, now.MAC) {
+		d.differs("address", now.MAC.String(), mac.String())
+		d.dev.MAC = mac
+	}
+	if want.MTU != 0 && want.MTU != now.MTU {
+		d.differs("mtu", fmt.Sprint(now.MTU), fmt.Sprint(want.MTU))
+		d.dev.MTU = want.MTU
+	}
+	if d.moves {
+		d.differs("netns", netnsWord(now.Netns), netnsWord(want.Netns))
+	}
+	d.findAddrs()
+	if up := want.Up; d.want.keys.has("up") {
+		if up != now.Up {
+			d.differs("up", fmt.Sprint(now.Up), fmt.Sprint(up))
+		}
+		if up != now.Up || d.moves { // which sets it down
+			d.dev.Up = &up
+		}
+	}
+}
+
+func (d *linkDiff) differs(key, from, to string) {
+	d.changes = append(d.changes, change{key, from, to})
+}
+
+// findMode finds what differs of what is said behind the type.
+func (d *linkDiff) findMode() {
+	want, now := d.want.spec, d.now
+	if want.Mode != now.Mode {
+		c := change{"mode", now.Mode.String(), want.Mode.String()}
+		if want.Mode == maps.Passthru || now.Mode == maps.Passthru {
+			d.fixed = append(d.fixed, c)
+		} else {
+			d.changes, d.mode.Mode = append(d.changes, c), want.Mode
+		}
+	}
+	if want.Kind == maps.Ipvlan {
+		flag := want.Flag
+		if flag == 0 {
+			flag = maps.ClassBridge
+		}
+		if flag != now.Flag {
+			d.differs("flag", now.Flag.String(), flag.String())
+			d.mode.Flag = flag
+		}
+	}
+	promisc := want.Mode == maps.Passthru && d.have.NoPromisc != nil && want.NoPromisc != now.NoPromisc
+	if promisc || want.Mode == maps.Source && want.Source.NoDst != now.Source.NoDst {
+		d.fixed = append(d.fixed, change{"flag", orNone(flagOf(&now)), orNone(flagOf(&want))})
+	}
+	d.findSources()
+	if n, was := want.Queue.Len, now.Queue.Len; n != nil && was != nil && *n != *was {
+		d.differs("bcqueuelen", fmt.Sprint(*was), fmt.Sprint(*n))
+		d.mode.Queue.Len = n
+	}
+	if n, was := want.Queue.Limit, now.Queue.Limit; n != nil && was != nil && *n != *was {
+		d.differs("bclim", fmt.Sprint(*was), fmt.Sprint(*n))
+		d.mode.Queue.Limit = n
+	}
+}
+
+// findSources finds what differs of the list of a macvlan in mode source.
+func (d *linkDiff) findSources() {
+	if !d.want.keys.has("macaddr") {
+		return
+	}
+	was, is := d.now.Source.MACs, d.want.spec.Source.MACs
+	without := func(macs, those []net.HardwareAddr) (rest []net.HardwareAddr) {
+		for _, mac := range macs {
+			if !slices.ContainsFunc(those, func(x net.HardwareAddr) bool { return bytes.Equal(x, mac) }) {
+				rest = append(rest, mac)
+			}
+		}
+		return rest
+	}
+	edit := loader.SourceEdit{Add: without(is, was), Del: without(was, is)}
+	if len(edit.Add)+len(edit.Del) > 0 {
+		d.differs("macaddr", listWord(was), listWord(is))
+		d.mode.Source = &edit
+	}
+}
+
+// findAddrs finds what differs of the given addresses. On the kernel rung, where
+// they are the device's alone, others are nobody's business.
+func (d *linkDiff) findAddrs() {
+	if !d.want.keys.has("addr") {
+		return
+	}
+	was, is := d.now.Addrs, slices.Clone(d.want.spec.Addrs)
+	slices.SortFunc(is, netip.Prefix.Compare)
+	if d.have.Rung.Rung == maps.RungKernel {
+		was = slices.DeleteFunc(slices.Clone(was), func(a netip.Prefix) bool { return !slices.Contains(is, a) })
+	}
+	if !slices.Equal(was, is) || d.lost(is) {
+		d.differs("addr", listWord(was), listWord(is))
+		d.addr = true
+	}
+	d.addr = d.addr || d.moves // which takes them off the device
+}
+
+// lost tells whether an address is given that is not wanted, and that the device
+// has no more.
+func (d *linkDiff) lost(is []netip.Prefix) bool {
+	return slices.ContainsFunc(d.have.Addrs, func(a loader.LinkAddr) bool {
+		return a.Origin == maps.Given && !slices.ContainsFunc(is, func(p netip.Prefix) bool { return p.Addr() == a.Addr })
+	})
+}
+
+// apply makes the changes: the move when all that may be refused is through, and
+// then what a move undoes.
+func (d *linkDiff) apply(h *loader.Host) error {
+	sel := loader.Selector{Name: d.have.Name, Parent: d.have.Parent, Netns: d.have.Netns}
+	if d.mode != (loader.ModeChange{}) {
+		if err := h.SetMode(sel, d.mode); err != nil {
+			return err
+		}
+	}
+	if d.port != nil {
+		if err := h.SetPort(sel, *d.port); err != nil {
+			return err
+		}
+	}
+	if d.moves {
+		if err := h.Move(sel, d.want.spec.Netns); err != nil {
+			return err
+		}
+		sel.Netns = d.want.spec.Netns
+	}
+	if d.dev.MAC != nil || d.dev.MTU != 0 || d.dev.Up != nil {
+		if err := h.SetDevice(sel, d.dev); err != nil {
+			return err
+		}
+	}
+	if d.addr {
+		return h.SetAddrs(sel, d.want.spec.Addrs)
+	}
+	return nil
+}
