@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -129,7 +131,10 @@ func TestMetrics(t *testing.T) {
 	if strings.Contains(scraped, "drop_route") {
 		t.Errorf("a reason that nothing was dropped for in\n%s", scraped)
 	}
-	scrapedByPrometheus(t, base, "xvlan_link_receive_packets_total"+of("m1", inside), float64(m1.Verdicts["rx"].Packets))
+	prom := startPrometheus(t, base)
+	rx := strconv.FormatUint(m1.Verdicts["rx"].Packets, 10)
+	prom.await(t, "xvlan_link_receive_packets_total"+of("m1", inside), func(values []string) bool { return slices.Equal(values, []string{rx}) })
+	prom.checkDashboard(t)
 
 	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -140,8 +145,14 @@ func TestMetrics(t *testing.T) {
 	w.must(t, "parent detach eth0")
 }
 
-// scrapedByPrometheus runs a Prometheus until it knows a series' value.
-func scrapedByPrometheus(t *testing.T, base, series string, want float64) {
+// A promServer is a Prometheus that scrapes the daemon each second.
+type promServer struct {
+	address string
+	out     *lab.Output
+}
+
+// startPrometheus runs it until the test ends.
+func startPrometheus(t *testing.T, base string) *promServer {
 	t.Helper()
 	lab.NeedTool(t, "prometheus")
 	target, err := url.Parse(base)
@@ -152,7 +163,7 @@ func scrapedByPrometheus(t *testing.T, base, series string, want float64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := ln.Addr().String()
+	p := &promServer{address: ln.Addr().String(), out: &lab.Output{}}
 	ln.Close()
 	dir := t.TempDir()
 	config := filepath.Join(dir, "prometheus.yml")
@@ -160,37 +171,91 @@ func scrapedByPrometheus(t *testing.T, base, series string, want float64) {
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+address)
-	out := &lab.Output{}
-	cmd.Stdout, cmd.Stderr = out, out
+	cmd := exec.Command("prometheus", "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+p.address)
+	cmd.Stdout, cmd.Stderr = p.out, p.out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		cmd.Process.Kill()
 		cmd.Wait()
-	}()
+	})
+	return p
+}
+
+// query returns the values that an expression has now, or what is wrong with it.
+func (p *promServer) query(expr string) (values []string, err error) {
+	r, err := http.Get("http://" + p.address + "/api/v1/query?query=" + url.QueryEscape(expr))
+	if err != nil {
+		return nil, err // not up yet
+	}
+	defer r.Body.Close()
 	var answer struct {
-		Data struct {
-			Result []struct {
-				Value [2]any `json:"value"`
-			} `json:"result"`
-		} `json:"data"`
-	}
-	knows := func() bool {
-		r, err := http.Get("http://" + address + "/api/v1/query?query=" + url.QueryEscape(series))
-		if err != nil {
-			return false // not up yet
+		Error string
+		Data  struct {
+			Result []struct{ Value [2]any }
 		}
-		defer r.Body.Close()
-		if err := json.NewDecoder(r.Body).Decode(&answer); err != nil || len(answer.Data.Result) != 1 {
-			return false
-		}
-		return answer.Data.Result[0].Value[1] == strconv.FormatFloat(want, 'f', -1, 64)
 	}
-	for deadline := time.Now().Add(time.Minute); !knows(); time.Sleep(100 * time.Millisecond) {
+	if err := json.NewDecoder(r.Body).Decode(&answer); err != nil {
+		return nil, err
+	}
+	if answer.Error != "" {
+		return nil, errors.New(answer.Error)
+	}
+	for _, r := range answer.Data.Result {
+		values = append(values, fmt.Sprint(r.Value[1]))
+	}
+	return values, nil
+}
+
+// await asks until the answer will do.
+func (p *promServer) await(t *testing.T, expr string, ok func(values []string) bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		values, err := p.query(expr)
+		if err == nil && ok(values) {
+			return
+		}
 		if time.Now().After(deadline) {
-			t.Fatalf("prometheus does not know %s, of which it said %+v\n%s", series, answer, out)
+			t.Fatalf("prometheus says of %s: %v %v\n%s", expr, values, err, p.out)
+		}
+	}
+}
+
+// checkDashboard asks what each panel and variable of the dashboard asks, and
+// expects data.
+func (p *promServer) checkDashboard(t *testing.T) {
+	t.Helper()
+	raw, err := os.ReadFile("../../metrics/dashboard.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var dashboard struct {
+		Panels []struct {
+			Title   string
+			Targets []struct{ Expr string }
+		}
+		Templating struct {
+			List []struct{ Name, Query string }
+		}
+	}
+	unmarshal(t, string(raw), &dashboard)
+	fill := strings.NewReplacer("$__rate_interval", "1m", "$instance", ".*", "$parent", ".*", "$link", ".*")
+	some := func(values []string) bool { return len(values) > 0 }
+	for _, panel := range dashboard.Panels {
+		if len(panel.Targets) == 0 {
+			t.Errorf("panel %q shows nothing", panel.Title)
+		}
+		for _, target := range panel.Targets {
+			p.await(t, fill.Replace(target.Expr), some)
+		}
+	}
+	labels := regexp.MustCompile(`^label_values\((.*), (\w+)\)$`)
+	for _, v := range dashboard.Templating.List {
+		if m := labels.FindStringSubmatch(v.Query); m != nil {
+			p.await(t, "count by ("+m[2]+") ("+fill.Replace(m[1])+")", some)
+		} else if v.Name != "datasource" {
+			t.Errorf("variable %s asks %q", v.Name, v.Query)
 		}
 	}
 }
