@@ -4,11 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/xvlan/xvlan/maps"
 )
 
 // filterPrio is the priority of our clsact filters, by which they are known.
@@ -158,7 +163,8 @@ func (h *Host) detachClsact(l netlink.Link, added bool) error {
 	return nil
 }
 
-// orphaned tells that a pinned link's device is gone.
+// orphaned tells that a pinned link's device is gone, or that somebody has
+// detached it.
 func orphaned(pin string) bool {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if err != nil {
@@ -172,5 +178,90 @@ func orphaned(pin string) bool {
 	if tcx := info.TCX(); tcx != nil {
 		return tcx.Ifindex == 0
 	}
+	if xdp := info.XDP(); xdp != nil {
+		return xdp.Ifindex == 0
+	}
 	return false
+}
+
+// rehook attaches again what somebody has detached, or whose qdisc or filter
+// somebody has removed: without xvlan_tx a host leg would hand all that its
+// sub-interface sends to the host's stack. The legs come first.
+func (p *parent) rehook() error {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
+	for i, s := range subs {
+		if s.State != maps.Active {
+			continue
+		}
+		if err := p.rehookTC(s.Leg, pinTX, p.legPin(maps.ID(i)), func() error { return nil }); err != nil {
+			return err
+		}
+	}
+	err = p.rehookTC(p.rec.Index, pinRXProg, filepath.Join(p.dir, pinRX), func() error {
+		p.rec.AddClsact = true
+		return p.save()
+	})
+	if err != nil || p.rec.Rung != maps.RungXDP {
+		return err
+	}
+	pin := filepath.Join(p.dir, pinXDP)
+	if _, err := os.Stat(pin); err == nil && !orphaned(pin) {
+		return nil
+	}
+	return p.reattach(p.rec.Index, pinXDPProg, pin, func(prog *ebpf.Program) error { return attachXDP(p.rec.Index, prog, pin) })
+}
+
+// rehookTC is rehook for one device.
+func (p *parent) rehookTC(index int, prog, pin string, allow func() error) error {
+	if _, err := os.Stat(pin); err == nil {
+		if !orphaned(pin) {
+			return nil
+		}
+	} else if has, err := p.h.hasFilter(index); has || err != nil {
+		return err
+	}
+	return p.reattach(index, prog, pin, func(prog *ebpf.Program) error { return p.h.attachTC(index, prog, pin, allow) })
+}
+
+// reattach attaches a pinned program to a device, which may have gone itself.
+func (p *parent) reattach(index int, name, pin string, attach func(prog *ebpf.Program) error) error {
+	dev, err := p.h.nl.LinkByIndex(index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find device %d: %w", index, err)
+	}
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, name), nil)
+	if err != nil {
+		return fmt.Errorf("open pinned program: %w", err)
+	}
+	defer prog.Close()
+	if err := unpin(pin); err != nil {
+		return err
+	}
+	if err := attach(prog); err != nil {
+		return fmt.Errorf("attach %s to %s again: %w", name, dev.Attrs().Name, err)
+	}
+	p.h.log.Warn("somebody had detached a program: attached again", "parent", p.rec.Name, "device", dev.Attrs().Name, "program", name)
+	return nil
+}
+
+// hasFilter tells whether a device has a filter of ours at clsact ingress.
+func (h *Host) hasFilter(index int) (bool, error) {
+	l, err := h.nl.LinkByIndex(index)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return true, nil // nothing to attach to
+	}
+	if err != nil {
+		return false, fmt.Errorf("find device %d: %w", index, err)
+	}
+	filters, err := whole(func() ([]netlink.Filter, error) { return h.nl.FilterList(l, netlink.HANDLE_MIN_INGRESS) })
+	if err != nil {
+		return false, fmt.Errorf("list filters of %s: %w", l.Attrs().Name, err)
+	}
+	return slices.ContainsFunc(filters, func(f netlink.Filter) bool { return f.Attrs().Priority == filterPrio }), nil
 }

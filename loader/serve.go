@@ -24,6 +24,10 @@ const (
 // RepairTime is how often Serve looks for what no message tells of.
 const RepairTime = time.Minute
 
+// sizeofTcMsg is that of struct tcmsg, linux/rtnetlink.h: a family, and from byte
+// 4 on the device's index.
+const sizeofTcMsg = 20
+
 // device names a device by the id of its network namespace, -1 for the own.
 type device struct{ nsid, index int }
 
@@ -151,7 +155,7 @@ func listen() (fd int, err error) {
 	}
 	groups := uint32(0)
 	for _, g := range []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
-		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE} {
+		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC} {
 		groups |= 1 << (g - 1)
 	}
 	// Too little space loses messages, which is noticed.
@@ -260,6 +264,8 @@ func (h *Host) concerns(m syscall.NetlinkMessage, nsid int) bool {
 		}
 		_, _, leg := parseLeg(unix.ByteSliceToString(nested(attrs, unix.IFLA_IFNAME)))
 		return known || leg // a new one's
+	case unix.RTM_DELQDISC, unix.RTM_DELTFILTER: // of which ours may have been one
+		return nsid < 0 && len(m.Data) >= sizeofTcMsg && h.watch.devices[device{-1, int(int32(binary.NativeEndian.Uint32(m.Data[4:])))}]
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		if len(m.Data) < unix.SizeofIfAddrmsg {
 			return false

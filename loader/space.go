@@ -254,6 +254,32 @@ func processSpaces(yield func(string) bool) {
 	}
 }
 
+// spaceLives tells whether a name, a mount or a process leads to the network
+// namespace of a cookie.
+func spaceLives(cookie uint64) (bool, error) {
+	for _, files := range []iter.Seq[string]{namedSpaces, mountedSpaces, processSpaces} {
+		for file := range files {
+			f, err := os.Open(file)
+			if err != nil {
+				continue // gone meanwhile, or not ours to see
+			}
+			var got uint64
+			err = enter(f, func() (err error) {
+				got, err = netnsCookie()
+				return err
+			})
+			f.Close()
+			if errors.Is(err, ErrAstray) {
+				return false, err
+			}
+			if err == nil && got == cookie {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}
+
 func inode(file string) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(file, &st); err != nil {

@@ -17,7 +17,8 @@ import (
 
 // Sweep finishes or removes what interrupted commands and other tools have
 // left on all parents of the namespace, and what is left of namespaces that
-// are gone, and follows what was done to inner legs. A parent that another
+// are gone, attaches what was detached, and follows what was done to inner legs.
+// A parent that another
 // command is working on is left to it.
 func (h *Host) Sweep() error {
 	return errors.Join(h.sweepParents(), h.sweepKernel(), sweepLocks())
@@ -26,7 +27,7 @@ func (h *Host) Sweep() error {
 func (h *Host) sweepParents() error {
 	return h.eachLiving(func(p *parent) error {
 		h.seen(-1, p.rec.Index)
-		if err := errors.Join(p.refresh(), p.follow()); err != nil {
+		if err := errors.Join(p.refresh(), p.rehook(), p.follow()); err != nil {
 			return err
 		}
 		p.notified()
@@ -67,8 +68,11 @@ func (h *Host) sweep(alive func(index int) error) error {
 	var errs []error
 	for _, f := range folders {
 		// A lock that is taken for a look would make its owner's sweep skip it.
-		if f.cookie != h.cookie && !dead(f.path()) {
-			continue
+		if f.cookie != h.cookie {
+			if gone, err := f.dead(); !gone {
+				errs = append(errs, err)
+				continue
+			}
 		}
 		unlock, err := flock(f.String(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
@@ -88,10 +92,11 @@ func (h *Host) sweep(alive func(index int) error) error {
 
 func (h *Host) sweepFolder(f folder, alive func(index int) error) error {
 	if f.cookie != h.cookie {
-		if dead(f.path()) {
-			return removePins(f.path())
+		gone, err := f.dead()
+		if gone {
+			err = removePins(f.path())
 		}
-		return nil
+		return err
 	}
 	if err := h.teardown(f.index, f.path()+building); err != nil {
 		return err
@@ -108,22 +113,25 @@ func (h *Host) sweepFolder(f folder, alive func(index int) error) error {
 
 // dead tells that a folder's network namespace is gone, by the links in it:
 // they outlive their devices, and say so. Where programs are attached by
-// clsact filters there are none, and nobody can tell.
-func dead(dir string) bool {
+// clsact filters there are none, and nobody can tell. Links that somebody has
+// detached look the same, so it is also looked for.
+func (f folder) dead() (bool, error) {
+	dir := f.path()
 	if !orphaned(filepath.Join(dir, pinRX)) {
-		return false
+		return false, nil
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return false
+		return false, nil // gone meanwhile
 	}
 	for _, e := range entries {
 		// The parent may have gone by itself: its legs would still be there.
 		if strings.HasPrefix(e.Name(), pinLeg) && !orphaned(filepath.Join(dir, e.Name())) {
-			return false
+			return false, nil
 		}
 	}
-	return true
+	lives, err := spaceLives(f.cookie)
+	return !lives && err == nil, err
 }
 
 // refresh makes the maps agree with what is there: sub-interfaces that are

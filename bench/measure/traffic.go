@@ -27,7 +27,7 @@ const (
 	batch    = 64                    // frames that a driver hands on at once
 	buffer   = 1 << 24               // bytes of a socket: more than a burst with all that the kernel adds
 	mostLost = 50                    // bursts in a turn
-	patience = 2 * time.Second       // with an answer
+	patience = 15 * time.Second      // with an answer: others may have the CPU
 	delay    = 20 * time.Millisecond // that a burst may have
 )
 
