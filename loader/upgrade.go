@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	stdmaps "maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/xvlan/xvlan/bpf"
 	"github.com/xvlan/xvlan/maps"
+	"github.com/xvlan/xvlan/watch"
 )
 
 // Upgrade puts this xvlan's programs in the place of those that another
@@ -38,7 +40,7 @@ func (h *Host) Upgrade(name string) (changed bool, err error) {
 	if err := p.refresh(); err != nil {
 		return false, err
 	}
-	coll, err := bpf.LoadOn(bpf.LoadXvlan, p.rec.Capacity, p.maps.Maps())
+	coll, err := p.loadOn(bpf.LoadXvlan)
 	if err != nil {
 		return false, err
 	}
@@ -47,6 +49,21 @@ func (h *Host) Upgrade(name string) (changed bool, err error) {
 		return false, err
 	}
 	return true, p.swap(coll)
+}
+
+// loadOn loads programs for the parent's maps, and those for who watches. Where these
+// are missing, of an older version, the programs cannot be watched.
+func (p *parent) loadOn(read func() (*ebpf.CollectionSpec, error)) (*ebpf.Collection, error) {
+	all := p.maps.Maps()
+	places, err := watch.Open(p.dir)
+	switch {
+	case err == nil:
+		defer places.Close()
+		stdmaps.Copy(all, places.Maps())
+	case !errors.Is(err, watch.ErrOld):
+		return nil, err
+	}
+	return bpf.LoadOn(read, p.rec.Capacity, all)
 }
 
 // pinnedPrograms are the programs that have pins.

@@ -58,7 +58,7 @@ func (s *site) withParent(t *testing.T, fn func(p *parent)) {
 func (s *site) toOthers(t *testing.T) {
 	t.Helper()
 	s.withParent(t, func(p *parent) {
-		coll, err := bpf.LoadOn(others, p.rec.Capacity, p.maps.Maps())
+		coll, err := p.loadOn(others)
 		if err != nil {
 			t.Errorf("load the others: %+v", err)
 			return
@@ -216,7 +216,7 @@ func TestUpgradeFails(t *testing.T) {
 		}
 		before := s.running(t)
 		s.withParent(t, func(p *parent) {
-			coll, err := bpf.LoadOn(others, p.rec.Capacity, p.maps.Maps())
+			coll, err := p.loadOn(others)
 			if err != nil {
 				t.Errorf("load the others: %+v", err)
 				return

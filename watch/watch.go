@@ -98,6 +98,11 @@ func newPlaces(watchers, sightings *ebpf.Map) (*Places, error) {
 // Close closes the maps; the places stay as they are.
 func (p *Places) Close() error { return errors.Join(p.watchers.Close(), p.sightings.Close()) }
 
+// Maps are both maps by name, for programs that are to be watched by them.
+func (p *Places) Maps() map[string]*ebpf.Map {
+	return map[string]*ebpf.Map{pins[0]: p.watchers, pins[1]: p.sightings}
+}
+
 // Take prepares a place, 0 to bpf.Watchers-1, which has to be the caller's: what is
 // seen goes to the reader as soon as the programs know of the place. It can be
 // said again with other options.
