@@ -83,6 +83,7 @@ type Watcher struct {
 	parent int     // ifindex, 0 for all
 	only   maps.ID // 0 for all
 	gen    uint32  // of it
+	target Sighting
 	reader *watch.Reader
 	at     map[int]*watchedParent // by ifindex
 	past   watch.Tally            // of parents that are no more
@@ -151,7 +152,7 @@ func (w *Watcher) resolve() error {
 		if p.Rung == maps.RungKernel {
 			return fmt.Errorf("parent %s: %w", t.Name, kernelUnseen(t.Name))
 		}
-		w.parent = p.Index
+		w.parent, w.target.ParentName = p.Index, p.Name
 		return nil
 	}
 	l, err := w.h.find(t)
@@ -166,6 +167,7 @@ func (w *Watcher) resolve() error {
 	}
 	index, id, _ := parseLeg(l.Leg)
 	w.parent, w.only, w.gen = index, id, l.gen
+	w.target.ParentName, w.target.Name, w.target.ID = l.Parent, l.Name, id
 	return nil
 }
 
@@ -173,6 +175,9 @@ func kernelUnseen(name string) error {
 	return fmt.Errorf("%w: it stands on the kernel rung, whose drivers tell nobody what they decide; "+
 		"tcpdump -i %s shows its frames", ErrUnsupported, name)
 }
+
+// Target is what was named, as a sighting of it would have it.
+func (w *Watcher) Target() Sighting { return w.target }
 
 // follow takes a place on each parent that has come, and drops those that are gone.
 func (w *Watcher) follow(links []Link) error {

@@ -25,6 +25,7 @@ var keywords = map[string][]string{
 	"trace":  {"from", "netns", "hex", "pcap", "frame", "src", "dst", "vlan", "len", "ip", "arp", "nd", "proto", "sport", "dport"},
 
 	"monitor": {"dev", "link", "netns", "drops", "learned", "links"},
+	"capture": {"dev", "link", "netns", "in", "out"},
 
 	"add macvlan": {"mode", "macaddr", "nopromisc", "nodst", "bcqueuelen", "bclim"},
 	"add ipvlan":  {"mode", "bridge", "private", "vepa"},
@@ -70,6 +71,10 @@ func (a *app) nextWords(what string, args []string) []cobra.Completion {
 	case "monitor":
 		spec, _ := parseMonitor(w)
 		named = spec.Target.Name != ""
+	case "capture":
+		var spec captureSpec
+		_ = spec.parse(w)
+		named = spec.target.Name != ""
 	default:
 		var to *target
 		if i := slices.Index(args, "type"); what == "set" && i > 0 {
@@ -99,7 +104,7 @@ func (a *app) nextWords(what string, args []string) []cobra.Completion {
 		return a.parents()
 	} else if what != "add" {
 		next = append(a.links(), next...)
-		if what == "monitor" {
+		if what == "monitor" || what == "capture" {
 			next = append(a.parents(), next...)
 		}
 	}

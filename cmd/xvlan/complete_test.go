@@ -47,7 +47,7 @@ func TestComplete(t *testing.T) {
 	fill := strings.NewReplacer("HOST", w.host.Name(), "IN", w.inside.Name())
 	const behindName = "link address addr mtu netns up delivery type"
 	for line, want := range map[string]string{
-		"": "apply bench completion config demo help link man monitor parent probe serve top trace version",
+		"": "apply bench capture completion config demo help link man monitor parent probe serve top trace version",
 
 		"link ":                                    "add del set show",
 		"link add ":                                "link name dev address addr mtu netns up delivery type",

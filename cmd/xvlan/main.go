@@ -101,7 +101,7 @@ each sub-interface. It takes the words of ip link:
 	f.Var(choice{&a.logLevel, []string{"debug", "info", "warn", "error"}}, "log-level", "what to log, at least (default warn)")
 	cmd.AddCommand(
 		a.linkCmd(), a.parentCmd(), a.applyCmd(), a.configCmd(),
-		a.topCmd(), a.monitorCmd(), a.traceCmd(),
+		a.topCmd(), a.monitorCmd(), a.captureCmd(), a.traceCmd(),
 		a.probeCmd(), a.benchCmd(), a.demoCmd(),
 		a.serveCmd(),
 		a.manCmd(), a.versionCmd(),

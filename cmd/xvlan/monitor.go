@@ -25,9 +25,12 @@ const (
 	clockFormat = "2006-01-02T15:04:05.000000"
 )
 
-// inVerdicts are of frames that were going to sub-interfaces or the host, the others
-// of what sub-interfaces send.
-var inVerdicts = []maps.Verdict{maps.Pass, maps.RX, maps.DropUnknown, maps.DropFanout, maps.DropReturned}
+// Verdicts by the way that the frame was going: to sub-interfaces or the host, or
+// from sub-interfaces. Those that are no frame's fate are in neither.
+var (
+	inVerdicts  = []maps.Verdict{maps.Pass, maps.RX, maps.DropUnknown, maps.DropFanout, maps.DropReturned}
+	outVerdicts = []maps.Verdict{maps.TX, maps.DropMalformed, maps.DropMTU, maps.DropMode, maps.DropRoute, maps.DropInactive}
+)
 
 func noDrop(v maps.Verdict) bool { return !v.IsDrop() }
 
@@ -252,7 +255,7 @@ func orNone(s string) string {
 // eventJSON is an event in a line of JSON.
 type eventJSON struct {
 	Time   string `json:"time"`
-	Event  string `json:"event"` // drop, learned, learn_dup, made, changed, removed, missed; of capture the verdict
+	Event  string `json:"event"` // drop, learned, learn_dup, made, changed, removed, missed; of other frames that are captured the verdict
 	Parent string `json:"link,omitempty"`
 	Name   string `json:"ifname,omitempty"` // none where it is about the parent itself
 	ID     uint32 `json:"id,omitempty"`

@@ -87,13 +87,13 @@ before it: xvlan -n NETNS top.`,
 	return cmd
 }
 
-// ownLetters lets top have -n and -d for itself: what stands before the word is
+// ownLetters lets top have -n and -d for itself, and capture -s: what stands before the word is
 // then the root's, as it is with ip, and what stands behind it the command's.
 func ownLetters(root *cobra.Command, args []string) {
 	if len(args) > 0 && strings.HasPrefix(args[0], cobra.ShellCompRequestCmd) {
 		args = args[1:]
 	}
-	if cmd, _, err := root.Find(args); err == nil && cmd.Name() == "top" {
+	if cmd, _, err := root.Find(args); err == nil && (cmd.Name() == "top" || cmd.Name() == "capture") {
 		root.TraverseChildren = true
 	}
 }
