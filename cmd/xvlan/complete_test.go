@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -183,17 +180,6 @@ func TestCompleteKeywords(t *testing.T) {
 	}
 }
 
-// needCompinit skips where zsh's own completion does not start: it never comes
-// back in a virtual machine that has its files from the host.
-func needCompinit(t *testing.T) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
-	if err := exec.CommandContext(ctx, "zsh", "-f", "-c", "autoload -U compinit; compinit -u -D").Run(); err != nil {
-		t.Skipf("compinit of zsh: %v", err)
-	}
-}
-
 // In each shell a line that is completed word by word makes a sub-interface.
 func TestShells(t *testing.T) {
 	dir := t.TempDir()
@@ -211,9 +197,6 @@ func TestShells(t *testing.T) {
 	} {
 		t.Run(shell.name, func(t *testing.T) {
 			lab.NeedTool(t, shell.name)
-			if shell.name == "zsh" {
-				needCompinit(t)
-			}
 			w := newWorld(t)
 			cmd := wrapped(append([]string{shell.name}, strings.Fields(shell.flags)...)...)
 			cmd.Env = append(cmd.Env, "PATH="+dir+":"+os.Getenv("PATH"), "HOME="+dir, "HISTFILE=")

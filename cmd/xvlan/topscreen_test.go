@@ -69,9 +69,9 @@ func (w *world) startAtTerminal(t *testing.T, rows, cols uint16, cmd *exec.Cmd) 
 // patiently is lab.Eventually for programs that take their time to start.
 func patiently(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); !cond(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within a minute: %s", what)
+			t.Fatalf("not within three minutes: %s", what)
 		}
 	}
 }
