@@ -70,3 +70,24 @@ func BenchmarkPrograms(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkXDP is the same for a port, and for who is none. Ports that are
+// reached by address are not measured: their frames are others afterwards.
+func BenchmarkXDP(b *testing.B) {
+	w := portWorld(b)
+	w.enter(b)
+	for _, c := range []struct {
+		name string
+		dst  mac
+	}{{"port", macOf(macAway)}, {"no port", macOf(macHere)}, {"nobody", strangerMAC}} {
+		b.Run(c.name, func(b *testing.B) {
+			frame := udp(c.dst, routerMAC, ip4Of(macAway), routerIP4, 18)
+			opts := &ebpf.RunOptions{Data: frame, Repeat: uint32(b.N)}
+			var err error
+			w.host.Do(b, func() { _, err = w.coll.Programs[bpf.XvlanProgXvlanXdp].Run(opts) })
+			if err != nil {
+				b.Fatalf("run: %v", err)
+			}
+		})
+	}
+}

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/bits"
 	"net"
+	"net/netip"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -15,7 +17,7 @@ import (
 
 // Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
 // xvlan.h. Maps that say another one must not be written to.
-const Schema = 4
+const Schema = 5
 
 // LearnSlots is how many addresses of each family a sub-interface can hold by
 // learning: LEARN_SLOTS in xvlan.h.
@@ -34,6 +36,9 @@ const Watchers = 8
 // SlotShared is a slot that several sub-interfaces fall into: SLOT_SHARED.
 const SlotShared = 1 << 31
 
+// VersionMax is that of a bucket of which no more copies are made: VERSION_MAX.
+const VersionMax = 0xf0000000
+
 // slotBits makes the slot tables at least four times as large as what goes
 // into them, so that few slots are shared.
 func slotBits(capacity uint32) int { return bits.Len32(4*capacity - 1) }
@@ -43,6 +48,28 @@ func MACSlot(mac net.HardwareAddr, slots uint32) uint32 {
 	low := uint32(mac[2]) | uint32(mac[3])<<8 | uint32(mac[4])<<16 | uint32(mac[5])<<24
 	high := uint32(mac[0]) | uint32(mac[1])<<8
 	return (low ^ high) * 0x9e3779b1 >> (32 - bits.Len32(slots-1))
+}
+
+// maxAddrBits bounds the memory that slots of addresses take: to 4 MiB a family.
+const maxAddrBits = 16
+
+// addrBits gives addresses twice as many slots of IPv4 as all can learn.
+func addrBits(capacity uint32) int { return min(bits.Len32(LearnSlots*capacity-1), maxAddrBits) }
+
+// AddrBucket is the bucket that an address falls into, of so many.
+func AddrBucket(a netip.Addr, buckets uint32) uint32 {
+	const spread = 0x9e3779b97f4a7c15
+	var key uint64
+	if a.Is4() {
+		b := a.As4()
+		key = uint64(binary.NativeEndian.Uint32(b[:]))
+	} else {
+		b := a.As16()
+		key = binary.NativeEndian.Uint64(b[:])*spread + binary.NativeEndian.Uint64(b[8:])
+	}
+	key *= spread
+	key ^= key >> 32
+	return uint32(key * spread >> (64 - bits.Len32(buckets-1)))
 }
 
 // LegSlot is the slot an ifindex falls into, of a table with this many slots.
@@ -60,6 +87,8 @@ const (
 	MapMACSlots = "mac_slots" // uint32, see MACSlot
 	MapLegSlots = "leg_slots" // uint32, see LegSlot
 	MapWatchers = "watchers"  // XvlanWatcher
+	MapIP4Slots = "ip4_slots" // XvlanIp4Bucket, see AddrBucket
+	MapIP6Slots = "ip6_slots" // XvlanIp6Bucket
 )
 
 // ErrCapacity is returned for a number of sub-interfaces that no maps can be
@@ -113,7 +142,7 @@ func onMaps(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collect
 }
 
 // sections are the maps that are sections.
-var sections = []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots, MapWatchers}
+var sections = []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots, MapIP4Slots, MapIP6Slots, MapWatchers}
 
 // sized reads an object and makes room for so many sub-interfaces in its maps.
 func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.CollectionSpec, error) {
@@ -133,15 +162,21 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 	}
 	slots := slotBits(capacity)
 	ids := uint32(1) << bits.Len32(capacity) // a power of two, so that a mask bounds them
-	for name, value := range map[string]uint32{
+	buckets := addrBits(capacity)
+	for name, value := range map[string]any{
 		XvlanVarSlotShift: uint32(32 - slots),
+		XvlanVarAddrShift: uint32(64 - buckets),
 		XvlanVarIdMask:    ids - 1,
+		XvlanVarInOrder:   runtime.GOARCH == "amd64",
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	lengths := map[string]uint32{MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots, MapWatchers: Watchers}
+	lengths := map[string]uint32{
+		MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots,
+		MapIP4Slots: 1 << buckets, MapIP6Slots: 1 << buckets, MapWatchers: Watchers,
+	}
 	for _, name := range sections {
 		if err := lengthen(spec.Maps[section+name], lengths[name]); err != nil {
 			return nil, fmt.Errorf("size %s: %w", name, err)

@@ -62,6 +62,7 @@ type world struct {
 	outside []uint32         // those that get nothing group-addressed
 
 	crowded bool // every slot is shared
+	seen    bool // the slots of addresses have all that stands in the hash maps
 
 	dry *bpf.DryRun // on the same maps; nil until it is needed
 }
@@ -147,9 +148,13 @@ func ipvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
 
 // plain flags a record that the short way is for, as package maps does.
 func plain(sub bpf.XvlanSub) bpf.XvlanSub {
-	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Kind == bpf.XvlanSubKindKIND_MACVLAN && sub.Vlan == 0 &&
+	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Vlan == 0 &&
 		sub.Class&(bpf.XvlanSubClassCLASS_BRIDGE|bpf.XvlanSubClassCLASS_VEPA) != 0 {
-		sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN
+		if sub.Kind == bpf.XvlanSubKindKIND_MACVLAN {
+			sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN
+		} else {
+			sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN_IP
+		}
 	}
 	return sub
 }
@@ -254,6 +259,7 @@ func (w *world) enter(tb testing.TB) {
 	for _, e := range w.dests {
 		w.putEntry(tb, e)
 	}
+	w.addrSlots(tb)
 	for id, list := range w.sources {
 		for _, m := range list {
 			w.put(tb, bpf.XvlanMapBySrc, bpf.XvlanSrcKey{Id: id, Mac: m}, uint32(1))

@@ -17,13 +17,13 @@ func TestConstantsAreTheHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, value := range map[string]int{"XVLAN_SCHEMA": bpf.Schema, "LEARN_SLOTS": bpf.LearnSlots} {
-		m := regexp.MustCompile(`(?m)^#define ` + name + `\s+(\d+)$`).FindSubmatch(header)
+	for name, value := range map[string]int{"XVLAN_SCHEMA": bpf.Schema, "LEARN_SLOTS": bpf.LearnSlots, "VERSION_MAX": bpf.VersionMax} {
+		m := regexp.MustCompile(`(?m)^#define ` + name + `\s+(\w+)$`).FindSubmatch(header)
 		if m == nil {
 			t.Errorf("no %s in xvlan.h", name)
 			continue
 		}
-		if got, _ := strconv.Atoi(string(m[1])); got != value {
+		if got, _ := strconv.ParseInt(string(m[1]), 0, 64); got != int64(value) {
 			t.Errorf("%s is %d in xvlan.h, %d in Go", name, got, value)
 		}
 	}
@@ -54,7 +54,7 @@ func TestLoadCapacity(t *testing.T) {
 	}
 	for name, want := range map[string]uint32{
 		bpf.MapSubs: 128 * uint32(binary.Size(bpf.XvlanSub{})), bpf.MapMACSlots: 256 * 4, bpf.MapLegSlots: 256 * 4,
-		bpf.MapMeta: uint32(binary.Size(bpf.XvlanParent{})),
+		bpf.MapMeta: uint32(binary.Size(bpf.XvlanParent{})), bpf.MapIP4Slots: 512 * 64, bpf.MapIP6Slots: 512 * 64,
 	} {
 		if m := coll.Maps[name]; m.MaxEntries() != 1 || m.ValueSize() != want {
 			t.Errorf("%s has %d entries of %d bytes, want one of %d", name, m.MaxEntries(), m.ValueSize(), want)

@@ -23,6 +23,10 @@ struct sub subs[1] SEC(".data.subs") __hidden;
 __u32 mac_slots[1] SEC(".data.mac_slots") __hidden;
 __u32 leg_slots[1] SEC(".data.leg_slots") __hidden;
 
+/* What by_ip4 and by_ip6 have said lately: see addr.h. */
+struct ip4_bucket ip4_slots[1] SEC(".data.ip4_slots") __hidden;
+struct ip6_bucket ip6_slots[1] SEC(".data.ip6_slots") __hidden;
+
 /* An element of such a section; the compiler must not know that it declares
  * but one. The verifier has to know a bound of the index. */
 #define ELEMENT(section, index)                                                                    \

@@ -9,18 +9,38 @@
 
 #define ONE_EVENT ((struct size){.packets = 1})
 
+static __always_inline __u32 *version4(const struct ip4_key *key)
+{
+	return &bucket4(key->addr_be)->version;
+}
+
+static __always_inline __u32 *version6(const struct ip6_key *key)
+{
+	__u64 word[2];
+
+	__builtin_memcpy(word, key->addr, sizeof(word));
+	return &bucket6(word[0], word[1])->version;
+}
+
+/* As addr.h asks of those who delete. */
+static __always_inline void delete_entry(void *map, const void *key, __u32 *version)
+{
+	bpf_map_delete_elem(map, key);
+	raise(version);
+}
+
 /* Drops a learned entry, if it is still this sub-interface's. */
-static __always_inline void forget(void *map, const void *key, __u32 id)
+static __always_inline void forget(void *map, const void *key, __u32 *version, __u32 id)
 {
 	struct dest *d = bpf_map_lookup_elem(map, key);
 
 	if (d && d->id == id && d->flags & DEST_LEARNED)
-		bpf_map_delete_elem(map, key);
+		delete_entry(map, key, version);
 }
 
 /* Enters an address for a sub-interface; true if it is newly its own. First
  * come, first served: BPF_NOEXIST decides between two at once. */
-static __always_inline bool take(struct __sk_buff *skb, void *map, const void *key,
+static __always_inline bool take(struct __sk_buff *skb, void *map, const void *key, __u32 *version,
 				 const struct sub *sub, __u32 me)
 {
 	struct dest mine = {.id = me, .gen = sub->gen, .flags = DEST_LEARNED};
@@ -32,7 +52,7 @@ static __always_inline bool take(struct __sk_buff *skb, void *map, const void *k
 			return false;
 		if (!sender(d, &id)) { /* a former owner's, not yet swept */
 			if (!DRY_RUN)
-				bpf_map_delete_elem(map, key);
+				delete_entry(map, key, version);
 			d = NULL;
 		}
 	}
@@ -62,7 +82,7 @@ static __always_inline void learn4(struct __sk_buff *skb, const struct sub *sub,
 	/* Not this network, loopback, a group or reserved: RFC 6890. */
 	if (!ring || !(host >> 24) || host >> 24 == 127 || host >> 28 >= 14)
 		return;
-	if (!take(skb, &by_ip4, &key, sub, id))
+	if (!take(skb, &by_ip4, &key, version4(&key), sub, id))
 		return;
 	slot = __sync_fetch_and_add(&ring->next4, 1) % LEARN_SLOTS;
 	old.addr_be = ring->ip4_be[slot];
@@ -70,7 +90,7 @@ static __always_inline void learn4(struct __sk_buff *skb, const struct sub *sub,
 	for (int n = 0; n < LEARN_SLOTS; n++)
 		if (ring->ip4_be[n] == old.addr_be)
 			return;
-	forget(&by_ip4, &old, id);
+	forget(&by_ip4, &old, version4(&old), id);
 }
 
 static __always_inline void learn6(struct __sk_buff *skb, const struct sub *sub, __u32 id,
@@ -86,7 +106,7 @@ static __always_inline void learn6(struct __sk_buff *skb, const struct sub *sub,
 	/* Not a group, nor :: or ::1. */
 	if (!ring || key.addr[0] == 0xff || (!word[0] && bpf_be64_to_cpu(word[1]) <= 1))
 		return;
-	if (!take(skb, &by_ip6, &key, sub, id))
+	if (!take(skb, &by_ip6, &key, version6(&key), sub, id))
 		return;
 	slot = __sync_fetch_and_add(&ring->next6, 1) % LEARN_SLOTS;
 	__builtin_memcpy(old.addr, ring->ip6[slot], sizeof(old.addr));
@@ -94,10 +114,10 @@ static __always_inline void learn6(struct __sk_buff *skb, const struct sub *sub,
 	for (int n = 0; n < LEARN_SLOTS; n++)
 		if (!__builtin_memcmp(ring->ip6[n], old.addr, sizeof(old.addr)))
 			return;
-	forget(&by_ip6, &old, id);
+	forget(&by_ip6, &old, version6(&old), id);
 }
 
-static __always_inline void yield(void *map, const void *key)
+static __always_inline void yield(void *map, const void *key, __u32 *version)
 {
 	struct dest *d = bpf_map_lookup_elem(map, key);
 
@@ -105,7 +125,7 @@ static __always_inline void yield(void *map, const void *key)
 		return;
 	note(STEP_YIELD, d->id, 0);
 	if (!DRY_RUN)
-		bpf_map_delete_elem(map, key);
+		delete_entry(map, key, version);
 }
 
 /* Somebody else on the wire announces an address that a sub-interface was
@@ -119,7 +139,7 @@ static __always_inline void yield_to_wire(struct frame *f)
 		if (!arp || !is_arp_ip4(arp))
 			return;
 		__builtin_memcpy(&key.addr_be, arp->spa, sizeof(key.addr_be));
-		yield(&by_ip4, &key);
+		yield(&by_ip4, &key, version4(&key));
 	} else {
 		struct ip6_key key = {.vlan = f->vlan};
 		struct nd *nd = nd_at(f);
@@ -127,7 +147,7 @@ static __always_inline void yield_to_wire(struct frame *f)
 		if (!nd || nd->type != ND_NEIGHBOR_ADVERT)
 			return;
 		__builtin_memcpy(key.addr, nd->target, sizeof(key.addr));
-		yield(&by_ip6, &key);
+		yield(&by_ip6, &key, version6(&key));
 	}
 }
 

@@ -10,8 +10,9 @@ const xdpRedirect = 4
 
 // portWorld is the usual world, with two of the sub-interfaces that are away
 // for ports, and two of which no host leg stands in the map.
-func portWorld(t *testing.T) *world {
-	w := usualWorld(t)
+func portWorld(tb testing.TB) *world {
+	tb.Helper()
+	w := usualWorld(tb)
 	for _, id := range []uint32{macAway, ipAway, macGiven, ipHere} {
 		sub := w.subs[id]
 		sub.Place = bpf.XvlanSubPlacePLACE_XDP
@@ -19,7 +20,7 @@ func portWorld(t *testing.T) *world {
 		w.meta.Ports++
 	}
 	for _, id := range []uint32{macAway, ipAway} {
-		w.host.Do(t, func() { w.put(t, bpf.XvlanMapPorts, id, w.subs[id].Leg) })
+		w.host.Do(tb, func() { w.put(tb, bpf.XvlanMapPorts, id, w.subs[id].Leg) })
 	}
 	return w
 }

@@ -46,16 +46,20 @@ static __always_inline bool packet_out(struct frame *f, const struct sub *sub, _
 		to->tos = ip->tos;
 		to->ipv4_src = ip->saddr;
 		to->ipv4_dst = ip->daddr;
-		learn4(f->skb, sub, id, &to->ipv4_src);
+		if (DRY_RUN || sub->vlan || who4(to->ipv4_src) != WHO(id, sub->gen))
+			learn4(f->skb, sub, id, &to->ipv4_src);
 	} else {
 		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
+		__u64 src[2];
 
 		if (!ip || ip->version != 6)
 			return false;
 		to->family = AF_INET6;
 		__builtin_memcpy(to->ipv6_src, &ip->saddr, sizeof(to->ipv6_src));
 		__builtin_memcpy(to->ipv6_dst, &ip->daddr, sizeof(to->ipv6_dst));
-		learn6(f->skb, sub, id, to->ipv6_src);
+		__builtin_memcpy(src, to->ipv6_src, sizeof(src));
+		if (DRY_RUN || sub->vlan || who6(src[0], src[1]) != WHO(id, sub->gen))
+			learn6(f->skb, sub, id, to->ipv6_src);
 	}
 	return true;
 }
@@ -78,13 +82,18 @@ static __always_inline bool no_route(struct frame *f, const struct sub *sub,
 	return found >= BPF_FIB_LKUP_RET_BLACKHOLE && found <= BPF_FIB_LKUP_RET_NOT_FWDED;
 }
 
+/* Whether a reserved address is the host's own. */
+static __always_inline bool is_host(const struct dest *d)
+{
+	return d && (d->flags & (DEST_RESERVED | DEST_GATEWAY)) == DEST_RESERVED;
+}
+
 /* Out of the parent by a route of its namespace, without a word of ARP from the
  * sender. The host itself is no route: it receives by the parent. */
-static __always_inline int tx_by_route(struct frame *f, const struct sub *from, __u32 me,
-				       const struct dest *d, struct bpf_fib_lookup *to,
-				       struct size size)
+static __always_inline int tx_by_route(struct frame *f, const struct sub *from, __u32 me, __u64 who,
+				       struct bpf_fib_lookup *to, struct size size)
 {
-	if (d && (d->flags & (DEST_RESERVED | DEST_GATEWAY)) == DEST_RESERVED) {
+	if (!(__u32)who && is_host(dest_by_ip(f, DESTINATION))) {
 		count(f->skb, me, VERDICT_TX, size);
 		bpf_skb_store_bytes(f->skb, 0, meta.mac, ETH_ALEN, 0);
 		return bpf_redirect(meta.ifindex, BPF_F_INGRESS);
@@ -100,9 +109,9 @@ static __always_inline int tx_by_route(struct frame *f, const struct sub *from, 
 static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me, struct size size)
 {
 	struct bpf_fib_lookup to = {};
-	struct dest *d;
 	struct sub *sub;
 	__u32 id = 0;
+	__u64 who;
 
 	see_place(f->skb, from);
 	if (f->l3 != ETH_HLEN || f->skb->vlan_present ||
@@ -112,8 +121,8 @@ static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me
 		return drop(f->skb, me, VERDICT_DROP_MALFORMED, size);
 	if (is_group(f) || to_group(&to))
 		return drop(f->skb, me, VERDICT_DROP_MODE, size);
-	d = dest_by_ip(f, DESTINATION);
-	sub = from->class == CLASS_VEPA ? NULL : ip_keyed(d, &id);
+	who = who_by_ip(f, DESTINATION);
+	sub = from->class == CLASS_VEPA ? NULL : ip_keyed(who, &id);
 	if (sub && from->class == CLASS_PRIVATE)
 		return drop(f->skb, me, VERDICT_DROP_MODE, size);
 	if (sub && sub->class == CLASS_BRIDGE) {
@@ -121,7 +130,7 @@ static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me
 		return deliver(f->skb, sub, id, size, FROM_SIBLING);
 	}
 	if (from->mode == MODE_L3)
-		return tx_by_route(f, from, me, d, &to, size);
+		return tx_by_route(f, from, me, who, &to, size);
 	/* l3s: the stack takes what is for the host, and routes what is not. */
 	count(f->skb, me, VERDICT_TX, size);
 	bpf_skb_change_type(f->skb, PACKET_HOST);

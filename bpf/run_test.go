@@ -131,15 +131,19 @@ type frameCase struct {
 	gone  []entry // addresses deleted
 }
 
-// check runs a case in a world that is as it was entered: unwatched, watched, and
-// dry.
+// check runs a case in a world that is as it was entered: with empty slots of
+// addresses, with full ones, watched,
+// and dry.
 func (c *frameCase) check(t *testing.T, w *world, prog string) {
 	t.Helper()
 	was := w.meta.Watched
-	defer func() { w.meta.Watched = was }()
-	for w.meta.Watched = range uint32(2) {
-		c.checkOnce(t, w, prog)
-	}
+	defer func() { w.meta.Watched, w.seen = was, false }()
+	w.meta.Watched = 0
+	c.checkOnce(t, w, prog)
+	w.seen = true
+	c.checkOnce(t, w, prog)
+	w.meta.Watched = 1
+	c.checkOnce(t, w, prog)
 	c.checkDry(t, w, prog)
 }
 

@@ -72,9 +72,11 @@ const (
 	TraceProgXvlanRx     = "xvlan_rx"
 	TraceProgXvlanTx     = "xvlan_tx"
 	TraceProgXvlanXdp    = "xvlan_xdp"
+	TraceVarAddrShift    = "addr_shift"
 	TraceVarEmitSighting = "emit_sighting"
 	TraceVarEmitVerdict  = "emit_verdict"
 	TraceVarIdMask       = "id_mask"
+	TraceVarInOrder      = "in_order"
 	TraceVarSlotShift    = "slot_shift"
 	TraceVarTrail        = "trail"
 )
@@ -147,9 +149,11 @@ type TraceMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TraceVariableSpecs struct {
+	AddrShift    *ebpf.VariableSpec `ebpf:"addr_shift"`
 	EmitSighting *ebpf.VariableSpec `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.VariableSpec `ebpf:"emit_verdict"`
 	IdMask       *ebpf.VariableSpec `ebpf:"id_mask"`
+	InOrder      *ebpf.VariableSpec `ebpf:"in_order"`
 	SlotShift    *ebpf.VariableSpec `ebpf:"slot_shift"`
 	Trail        *ebpf.VariableSpec `ebpf:"trail"`
 }
@@ -205,9 +209,11 @@ func (m *TraceMaps) Close() error {
 //
 // It can be passed to LoadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TraceVariables struct {
+	AddrShift    *ebpf.Variable `ebpf:"addr_shift"`
 	EmitSighting *ebpf.Variable `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.Variable `ebpf:"emit_verdict"`
 	IdMask       *ebpf.Variable `ebpf:"id_mask"`
+	InOrder      *ebpf.Variable `ebpf:"in_order"`
 	SlotShift    *ebpf.Variable `ebpf:"slot_shift"`
 	Trail        *ebpf.Variable `ebpf:"trail"`
 }

@@ -44,10 +44,14 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 const enum verdict *emit_verdict __attribute__((unused));
 const struct sighting *emit_sighting __attribute__((unused));
 
-/* Set by the loader: the slot tables have 1 << (32 - slot_shift) entries, and
- * subs has id_mask + 1. */
+/* Set by the loader: the slot tables have 1 << (32 - slot_shift) entries, those
+ * of addresses 1 << (64 - addr_shift), and subs has id_mask + 1. */
 const volatile __u32 slot_shift = 32;
+const volatile __u32 addr_shift = 63;
 const volatile __u32 id_mask = 0;
+
+/* Set by the loader: this machine keeps the order of its reads, as amd64 does. */
+const volatile bool in_order = false;
 
 /* ---- parse ---- */
 
@@ -238,6 +242,8 @@ static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32
 	return there ? sub : NULL;
 }
 
+#include "addr.h" /* who4, who6, seen4, seen6, raise */
+
 static __always_inline struct dest *dest_by_ip4(__u16 vlan, const void *addr)
 {
 	struct ip4_key key = {.vlan = vlan};
@@ -293,13 +299,43 @@ static __always_inline struct dest *dest_by_ip(struct frame *f, enum end end)
 	return d || !f->vlan ? d : dest_in(f, 0, end);
 }
 
-/* The IP-keyed sub-interface that an entry leads to, where the MAC is the
- * parent's and so tells nothing. */
-static __always_inline struct sub *ip_keyed(const struct dest *d, __u32 *id)
+/* Whose that address is: NOBODY's, or what an entry says. A dry run leaves the
+ * slots as they are, and tells of entries. */
+static __always_inline __u64 who_by_ip(struct frame *f, enum end end)
 {
-	struct sub *sub = owner(d, id);
+	struct dest *d;
 
-	return sub && sub->kind == KIND_IPVLAN ? sub : NULL;
+	if (f->proto_be == bpf_htons(ETH_P_IP) && !f->vlan && !DRY_RUN) {
+		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
+
+		return ip ? who4(end == SENDER ? ip->saddr : ip->daddr) : NOBODY;
+	}
+	if (f->proto_be == bpf_htons(ETH_P_IPV6) && !f->vlan && !DRY_RUN) {
+		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
+		__u64 *addr;
+
+		if (!ip)
+			return NOBODY;
+		addr = (__u64 *)(end == SENDER ? &ip->saddr : &ip->daddr);
+		return who6(addr[0], addr[1]);
+	}
+	d = dest_by_ip(f, end);
+	return d ? WHO(d->id, d->gen) : NOBODY;
+}
+
+/* The IP-keyed sub-interface that this leads to, where the MAC is the parent's
+ * and so tells nothing. */
+static __always_inline struct sub *ip_keyed(__u64 who, __u32 *id)
+{
+	struct sub *sub = sub_by_id(who);
+	bool there = who != NOBODY && sub->gen == who >> 32 && is_there(sub);
+
+	if (who != NOBODY && (__u32)who)
+		note(STEP_TAKEN, who, there);
+	if (!there || sub->kind != KIND_IPVLAN)
+		return NULL;
+	*id = who;
+	return sub;
 }
 
 /* Whom a unicast frame is for; NULL is the host, the wire or nobody, and
@@ -314,7 +350,7 @@ static __always_inline struct sub *lookup(struct frame *f, __u32 *id, bool *unkn
 		return NULL;
 	note(STEP_DESTINATION, 0, 0);
 	if (mac_eq(eth->h_dest, meta.mac))
-		return meta.ip_keyed ? ip_keyed(dest_by_ip(f, DESTINATION), id) : NULL;
+		return meta.ip_keyed ? ip_keyed(who_by_ip(f, DESTINATION), id) : NULL;
 	sub = sub_by_mac(f->vlan, eth->h_dest, id);
 	*unknown = !sub;
 	return sub;
@@ -338,7 +374,7 @@ static __always_inline struct sub *returned(struct frame *f, __u32 *id)
 		sub = sub_by_id(*id);
 		return is_there(sub) ? sub : NULL;
 	}
-	return meta.ip_keyed ? ip_keyed(dest_by_ip(f, SENDER), id) : NULL;
+	return meta.ip_keyed ? ip_keyed(who_by_ip(f, SENDER), id) : NULL;
 }
 
 /* The head of an ND message that directly follows the IPv6 header, or NULL. */
@@ -710,6 +746,53 @@ static __always_inline bool over_mtu(struct frame *f)
 
 #include "route.h" /* tx_routed */
 
+/* ---- the short way ---- */
+
+/* Whose the destination address of an untagged frame is, as far as slots say. */
+static __always_inline __u64 seen_in(void *data, void *end)
+{
+	struct ethhdr *eth = data;
+	struct ipv6hdr *ip6 = data + sizeof(*eth);
+	struct iphdr *ip4 = data + sizeof(*eth);
+	__u64 *addr = (__u64 *)&ip6->daddr;
+
+	if (eth->h_proto == bpf_htons(ETH_P_IP) && (void *)(ip4 + 1) <= end)
+		return seen4(ip4->daddr);
+	if (eth->h_proto == bpf_htons(ETH_P_IPV6) && (void *)(ip6 + 1) <= end)
+		return seen6(addr[0], addr[1]);
+	return NOBODY;
+}
+
+/* Whether a frame may be to the parent's MAC: plain_by_ip looks at the rest. */
+static __always_inline bool maybe_parents(const void *data)
+{
+	return *(__u32 *)(data + 2) == *(__u32 *)(meta.mac + 2);
+}
+
+/* The plain sub-interface that a frame to the parent's MAC is for by the first
+ * look, or the record of id 0 if the address is reserved; else NULL. */
+static __always_inline struct sub *plain_by_ip(void *data, void *end, __u32 *id)
+{
+	__u64 who = NOBODY;
+	struct sub *sub;
+
+	if (meta.ip_keyed && *(__u16 *)data == *(__u16 *)meta.mac)
+		who = seen_in(data, end);
+	*id = who;
+	sub = sub_by_id(*id);
+	return !who || (sub->flags & SUB_PLAIN_IP && sub->gen == who >> 32) ? sub : NULL;
+}
+
+/* The same by another MAC. */
+static __always_inline struct sub *plain_by_mac(const void *data, __u32 *id)
+{
+	struct sub *sub;
+
+	*id = mac_slot(data);
+	sub = sub_by_id(*id);
+	return sub->flags & SUB_PLAIN && mac_eq(sub->mac, data) ? sub : NULL;
+}
+
 /* ---- programs ---- */
 
 /* Hands a frame to the driver of an inner leg. What the modes say of it, the
@@ -883,22 +966,24 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 SEC("tc")
 int xvlan_rx(struct __sk_buff *skb)
 {
-	void *dst = (void *)(long)skb->data;
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct sub_stats *s;
 	struct sub *sub;
 	__u32 id;
 
-	if (dst + ETH_HLEN > (void *)(long)skb->data_end)
+	if (data + ETH_HLEN > end)
 		return TC_ACT_UNSPEC;
-	/* The host's and IP-keyed ones' frames would only look in vain, and those
-	 * that are watched have to be shown. */
-	if (*(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || meta.sources || meta.watched ||
-	    skb->vlan_present || skb->gso_size || DRY_RUN)
+	/* Those that are watched have to be shown. */
+	if (meta.sources || meta.watched || skb->vlan_present || skb->gso_size || DRY_RUN)
 		return rx_whole(skb);
-	id = mac_slot(dst);
-	sub = sub_by_id(id);
-	if (!(sub->flags & SUB_PLAIN) || sub->place != PLACE_AWAY || !mac_eq(sub->mac, dst) ||
-	    !device_up((void *)sub->device))
+	if (maybe_parents(data)) {
+		sub = plain_by_ip(data, end, &id);
+		if (sub && !id && !meta.passthru)
+			return pass(skb, (struct size){.packets = 1, .bytes = skb->len});
+	} else {
+		sub = plain_by_mac(data, &id);
+	}
+	if (!sub || sub->place != PLACE_AWAY || !device_up((void *)sub->device))
 		return rx_whole(skb);
 	s = bpf_map_lookup_elem(&stats, &id);
 	if (s) {

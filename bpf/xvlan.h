@@ -11,10 +11,16 @@
 
 /* Raised whenever a key, a value or the meaning of a flag changes, so that a
  * loader never writes into maps that another version's programs read. */
-#define XVLAN_SCHEMA 4
+#define XVLAN_SCHEMA 5
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
+
+/* Copies of address entries that a bucket has room for: addr.h. Of this
+ * version and later ones none are made, so that none comes again. */
+#define IP4_SLOTS   4
+#define IP6_SLOTS   2
+#define VERSION_MAX 0xf0000000
 
 /* How many can watch a parent at once: bits of parent.watched. */
 #define WATCHERS 8
@@ -94,6 +100,7 @@ enum sub_flag {
 	SUB_NODST = 2,	   /* source mode: what the list matches is looked up no further */
 	SUB_PROMISC = 4,   /* passthru: the parent was made promiscuous */
 	SUB_PLAIN = 8,	   /* active, bridge or vepa, and gets by its MAC all that has no tag */
+	SUB_PLAIN_IP = 16, /* the same by its addresses */
 };
 
 enum dest_flag {
@@ -153,6 +160,32 @@ struct dest {
 	__u32 gen;
 	enum dest_flag flags;
 };
+
+/* Copies of entries of by_ip4, in one cache line; see addr.h. */
+struct ip4_bucket {
+	__u32 version;
+	__u32 mark[IP4_SLOTS];
+	__u32 addr[IP4_SLOTS]; /* the bytes of the address as they stand */
+	__u32 gen[IP4_SLOTS];
+	__u16 id[IP4_SLOTS];
+	__u32 pad;
+};
+
+/* The same of by_ip6. */
+struct ip6_bucket {
+	__u32 version;
+	__u32 mark[IP6_SLOTS];
+	__u32 gen[IP6_SLOTS];
+	__u16 id[IP6_SLOTS];
+	struct {
+		__u64 high;
+		__u64 low;
+	} addr[IP6_SLOTS];
+	__u64 pad;
+};
+
+_Static_assert(sizeof(struct ip4_bucket) == 64, "a bucket is a cache line");
+_Static_assert(sizeof(struct ip6_bucket) == 64, "a bucket is a cache line");
 
 /* One sub-interface; subs[0] is never used, id 0 means the parent itself. */
 struct sub {

@@ -45,11 +45,35 @@ const (
 	XvlanFoundFOUND_SET_MAC      XvlanFound = 16
 )
 
+type XvlanIp4Bucket struct {
+	_       structs.HostLayout
+	Version uint32
+	Mark    [4]uint32
+	Addr    [4]uint32
+	Gen     [4]uint32
+	Id      [4]uint16
+	Pad     uint32
+}
+
 type XvlanIp4Key struct {
 	_      structs.HostLayout
 	AddrBe uint32
 	Vlan   uint16
 	Pad    uint16
+}
+
+type XvlanIp6Bucket struct {
+	_       structs.HostLayout
+	Version uint32
+	Mark    [2]uint32
+	Gen     [2]uint32
+	Id      [2]uint16
+	Addr    [2]struct {
+		_    structs.HostLayout
+		High uint64
+		Low  uint64
+	}
+	Pad uint64
 }
 
 type XvlanIp6Key struct {
@@ -162,6 +186,7 @@ const (
 	XvlanSubFlagSUB_NODST     XvlanSubFlag = 2
 	XvlanSubFlagSUB_PROMISC   XvlanSubFlag = 4
 	XvlanSubFlagSUB_PLAIN     XvlanSubFlag = 8
+	XvlanSubFlagSUB_PLAIN_IP  XvlanSubFlag = 16
 )
 
 type XvlanSubKind uint32
@@ -257,9 +282,11 @@ const (
 	XvlanProgXvlanRx     = "xvlan_rx"
 	XvlanProgXvlanTx     = "xvlan_tx"
 	XvlanProgXvlanXdp    = "xvlan_xdp"
+	XvlanVarAddrShift    = "addr_shift"
 	XvlanVarEmitSighting = "emit_sighting"
 	XvlanVarEmitVerdict  = "emit_verdict"
 	XvlanVarIdMask       = "id_mask"
+	XvlanVarInOrder      = "in_order"
 	XvlanVarSlotShift    = "slot_shift"
 )
 
@@ -331,9 +358,11 @@ type XvlanMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanVariableSpecs struct {
+	AddrShift    *ebpf.VariableSpec `ebpf:"addr_shift"`
 	EmitSighting *ebpf.VariableSpec `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.VariableSpec `ebpf:"emit_verdict"`
 	IdMask       *ebpf.VariableSpec `ebpf:"id_mask"`
+	InOrder      *ebpf.VariableSpec `ebpf:"in_order"`
 	SlotShift    *ebpf.VariableSpec `ebpf:"slot_shift"`
 }
 
@@ -388,9 +417,11 @@ func (m *XvlanMaps) Close() error {
 //
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanVariables struct {
+	AddrShift    *ebpf.Variable `ebpf:"addr_shift"`
 	EmitSighting *ebpf.Variable `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.Variable `ebpf:"emit_verdict"`
 	IdMask       *ebpf.Variable `ebpf:"id_mask"`
+	InOrder      *ebpf.Variable `ebpf:"in_order"`
 	SlotShift    *ebpf.Variable `ebpf:"slot_shift"`
 }
 

@@ -33,6 +33,8 @@ type Set struct {
 	bySrc   *ebpf.Map
 	macSlot *ebpf.Map
 	legSlot *ebpf.Map
+	ip4Slot *ebpf.Map
+	ip6Slot *ebpf.Map
 	learned *ebpf.Map
 	stats   *ebpf.Map
 	ports   *ebpf.Map
@@ -40,6 +42,8 @@ type Set struct {
 	records  section[bpf.XvlanSub] // of subs
 	macSlots section[uint32]
 	legSlots section[uint32]
+	ip4Slots buckets
+	ip6Slots buckets
 }
 
 // fields ties every map's name, which is also its pin's, to its field.
@@ -55,6 +59,8 @@ func (s *Set) fields() map[string]**ebpf.Map {
 		bpf.XvlanMapBySrc:   &s.bySrc,
 		bpf.MapMACSlots:     &s.macSlot,
 		bpf.MapLegSlots:     &s.legSlot,
+		bpf.MapIP4Slots:     &s.ip4Slot,
+		bpf.MapIP6Slots:     &s.ip6Slot,
 		bpf.XvlanMapLearned: &s.learned,
 		bpf.XvlanMapStats:   &s.stats,
 		bpf.XvlanMapPorts:   &s.ports,
@@ -116,6 +122,12 @@ func (s *Set) mapSections() (err error) {
 	if s.legSlots, err = newSection[uint32](s.legSlot); err != nil {
 		return fmt.Errorf("open slots of legs: %w", err)
 	}
+	if s.ip4Slots, err = newBuckets(s.ip4Slot); err != nil {
+		return fmt.Errorf("open slots of ipv4: %w", err)
+	}
+	if s.ip6Slots, err = newBuckets(s.ip6Slot); err != nil {
+		return fmt.Errorf("open slots of ipv6: %w", err)
+	}
 	return nil
 }
 
@@ -147,7 +159,7 @@ func (s *Set) Pin(dir string) error {
 
 // Close closes the maps; pinned ones live on.
 func (s *Set) Close() error {
-	var errs []error
+	errs := []error{s.ip4Slots.close(), s.ip6Slots.close()}
 	for _, field := range s.fields() {
 		errs = append(errs, (*field).Close())
 	}
@@ -362,7 +374,7 @@ func (s *Set) PutAddr(vlan uint16, a netip.Addr, d Dest) error {
 
 // ReplaceAddr enters an address whoever holds it.
 func (s *Set) ReplaceAddr(vlan uint16, a netip.Addr, d Dest) error {
-	return s.putAddr(vlan, a, d, ebpf.UpdateAny)
+	return s.slotsOf(a).changing(a, func() error { return s.putAddr(vlan, a, d, ebpf.UpdateAny) })
 }
 
 func (s *Set) putAddr(vlan uint16, a netip.Addr, d Dest, how ebpf.MapUpdateFlags) error {
@@ -374,10 +386,19 @@ func (s *Set) putAddr(vlan uint16, a netip.Addr, d Dest, how ebpf.MapUpdateFlags
 
 // DeleteAddr removes an address.
 func (s *Set) DeleteAddr(vlan uint16, a netip.Addr) error {
+	return s.slotsOf(a).changing(a, func() error {
+		if a.Is4() {
+			return del(s.byIP4, ip4Key(vlan, a), a)
+		}
+		return del(s.byIP6, ip6Key(vlan, a), a)
+	})
+}
+
+func (s *Set) slotsOf(a netip.Addr) buckets {
 	if a.Is4() {
-		return del(s.byIP4, ip4Key(vlan, a), a)
+		return s.ip4Slots
 	}
-	return del(s.byIP6, ip6Key(vlan, a), a)
+	return s.ip6Slots
 }
 
 // Addr looks an address up; ok is false where nobody has it.

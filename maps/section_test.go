@@ -100,30 +100,31 @@ func TestSectionLayout(t *testing.T) {
 	}
 }
 
-// The short way is for whom every frame for the MAC is meant: not for one that
-// a mode keeps something from.
+// The short way is for whom every frame for the MAC, or for the address, is meant:
+// not for one that a mode keeps something from.
 func TestPlain(t *testing.T) {
-	plain := Sub{State: Active, Kind: Macvlan, Class: ClassBridge}
-	for _, c := range []struct {
-		name   string
-		change func(*Sub)
-		want   bool
-	}{
-		{"bridge", func(*Sub) {}, true},
-		{"vepa", func(s *Sub) { s.Class = ClassVEPA }, true},
-		{"private", func(s *Sub) { s.Class = ClassPrivate }, false},
-		{"source", func(s *Sub) { s.Class = ClassSource }, false},
-		{"IP-keyed", func(s *Sub) { s.Kind = Ipvlan }, false},
-		{"with a VLAN", func(s *Sub) { s.VLAN = 10 }, false},
-		{"being made", func(s *Sub) { s.State = Pending }, false},
-		{"free", func(s *Sub) { s.State = Free }, false},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			sub := plain
-			c.change(&sub)
-			if got := sub.toC().Flags&bpf.XvlanSubFlagSUB_PLAIN != 0; got != c.want {
-				t.Errorf("plain is %v, want %v", got, c.want)
-			}
-		})
+	flags := map[Kind]bpf.XvlanSubFlag{Macvlan: bpf.XvlanSubFlagSUB_PLAIN, Ipvlan: bpf.XvlanSubFlagSUB_PLAIN_IP}
+	for kind, flag := range flags {
+		for _, c := range []struct {
+			name   string
+			change func(*Sub)
+			want   bpf.XvlanSubFlag
+		}{
+			{"bridge", func(*Sub) {}, flag},
+			{"vepa", func(s *Sub) { s.Class = ClassVEPA }, flag},
+			{"private", func(s *Sub) { s.Class = ClassPrivate }, 0},
+			{"source", func(s *Sub) { s.Class = ClassSource }, 0},
+			{"with a VLAN", func(s *Sub) { s.VLAN = 10 }, 0},
+			{"being made", func(s *Sub) { s.State = Pending }, 0},
+			{"free", func(s *Sub) { s.State = Free }, 0},
+		} {
+			t.Run(kind.String()+"/"+c.name, func(t *testing.T) {
+				sub := Sub{State: Active, Kind: kind, Class: ClassBridge}
+				c.change(&sub)
+				if got := sub.toC().Flags; got != c.want {
+					t.Errorf("the flags are %d, want %d", got, c.want)
+				}
+			})
+		}
 	}
 }

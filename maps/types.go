@@ -297,17 +297,22 @@ func (s *Sub) toC() bpf.XvlanSub {
 	if s.Promisc {
 		c.Flags |= bpf.XvlanSubFlagSUB_PROMISC
 	}
-	if s.plain() {
-		c.Flags |= bpf.XvlanSubFlagSUB_PLAIN
-	}
+	c.Flags |= s.plain()
 	copy(c.Mac[:], s.MAC)
 	copy(c.Name[:], s.Name)
 	return c
 }
 
-// plain tells that a frame for the MAC is the sub-interface's, whoever sends it.
-func (s *Sub) plain() bool {
-	return s.State == Active && s.Kind == Macvlan && s.VLAN == 0 && s.Class&(ClassBridge|ClassVEPA) != 0
+// plain is the flag of those who get all that is for their MAC, or for their
+// addresses, whoever sends it.
+func (s *Sub) plain() bpf.XvlanSubFlag {
+	switch {
+	case s.State != Active || s.VLAN != 0 || s.Class&(ClassBridge|ClassVEPA) == 0:
+		return 0
+	case s.Kind == Ipvlan:
+		return bpf.XvlanSubFlagSUB_PLAIN_IP
+	}
+	return bpf.XvlanSubFlagSUB_PLAIN
 }
 
 // subFromC takes the MAC over: c is not to change any more.
