@@ -163,6 +163,9 @@ func listen() (fd int, err error) {
 	err = errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_LISTEN_ALL_NSID, 1),
 		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}))
+	if errors.Is(err, unix.EPERM) {
+		err = fmt.Errorf("%w: it takes CAP_NET_BROADCAST; run xvlan as root", ErrPrivilege)
+	}
 	if err != nil {
 		unix.Close(fd)
 		return -1, fmt.Errorf("listen to netlink: %w", err)

@@ -121,15 +121,18 @@ func (h *Host) Watch(spec WatchSpec) (*Watcher, error) {
 	if err := w.resolve(); err != nil {
 		return nil, err
 	}
-	var err error
-	if w.reader, err = watch.NewReader(); err != nil {
+	links, err := h.Links()
+	if err != nil {
 		return nil, err
 	}
-	links, err := h.Links()
-	if err == nil {
-		err = w.follow(links)
+	w.reader, err = watch.NewReader()
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) {
+		return nil, fmt.Errorf("watch: %w: it takes CAP_BPF and CAP_PERFMON: %w", ErrPrivilege, err)
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := w.follow(links); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil

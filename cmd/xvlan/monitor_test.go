@@ -332,4 +332,13 @@ func TestMonitorRefused(t *testing.T) {
 	}
 	w.same(t, before)
 	w.must(t, "link del c1")
+	w.must(t, "parent attach eth0")
+	lab.NeedTool(t, "setpriv")
+	for _, line := range []string{"monitor", "capture eth0"} {
+		args := append([]string{"setpriv", "--bounding-set", "-sys_admin,-bpf,-perfmon"}, command(t, strings.Fields(line)...).Args...)
+		r := w.process(t, wrapped(args...))
+		r.refused(t, exitFail)
+		r.says(t, "not permitted")
+	}
+	w.must(t, "parent detach eth0")
 }
