@@ -35,7 +35,8 @@ func (a *app) serveCmd() *cobra.Command {
 sub-interfaces follow their parent's MTU, link state and MAC, the datapath
 follows MACs, addresses and namespaces of sub-interfaces and the addresses of
 the host, and what others have deleted is tidied up. No packet needs it to run.
-It ends on SIGTERM and SIGINT.
+It ends on SIGTERM and SIGINT. To systemd it tells that it is ready, when it has
+looked around once, what it cannot follow, and that it is alive (WatchdogSec=).
 
 By HTTP it answers /metrics, for Prometheus, /healthz, which fails when it has
 not looked around for minutes, and /readyz, which fails while something cannot
@@ -54,20 +55,21 @@ func (a *app) serve(address string) error {
 	defer stop()
 	a.logger().Info("serving", "version", version())
 	defer a.logger().Info("ended")
-	if address == "" {
-		return a.with(func(h *loader.Host) error { return h.Serve(ctx, nil) })
-	}
 	web := &web{app: a, log: a.logger()}
-	end, err := web.start(address)
-	if err != nil {
-		return err
+	end := func() error { return nil }
+	if address != "" {
+		var err error
+		if end, err = web.start(address); err != nil {
+			return err
+		}
 	}
-	return errors.Join(
-		a.with(func(h *loader.Host) error { return h.Serve(ctx, web.looked) }),
-		end())
+	told := web.manager(ctx)
+	err := a.with(func(h *loader.Host) error { return h.Serve(ctx, web.looked) })
+	told()
+	return errors.Join(err, end())
 }
 
-// web is what serve answers by HTTP.
+// web is what serve answers by HTTP, and tells a service manager.
 type web struct {
 	app   *app
 	log   *slog.Logger
@@ -136,8 +138,11 @@ func answer(rw http.ResponseWriter, err error) {
 // looked hears of each look around.
 func (w *web) looked(err error) {
 	now := time.Now()
-	w.inept.Store(&err)
-	w.last.Store(&now)
+	was := w.inept.Swap(&err)
+	first := w.last.Swap(&now) == nil
+	if first || (err == nil) != (*was == nil) {
+		w.status(first, err)
+	}
 }
 
 func (w *web) health() error {
