@@ -15,7 +15,7 @@ NEED_GENERATE := clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_he
 NEED_LINT     := clang-format-19:clang-format-19
 NEED_DEMO     := ip:iproute2 ping:iputils-ping
 NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
-                 mandoc:mandoc fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion
+                 mandoc:mandoc systemd-analyze:systemd fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion
 NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
 
 # need installs the packages of those commands of $(1) that are missing.
@@ -41,10 +41,12 @@ man: build ## write the manual pages into man/
 	./xvlan man man
 
 .PHONY: install
-install: man ## install xvlan, its manual and completion under PREFIX, /usr/local by default
+install: man ## install xvlan, its manual, completion and units under PREFIX, /usr/local by default
 	$(SUDO) install -D -m 0755 xvlan $(DESTDIR)$(PREFIX)/bin/xvlan
 	$(SUDO) install -d $(DESTDIR)$(PREFIX)/share/man/man8
 	$(SUDO) install -m 0644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
+	for unit in systemd/*; do sed 's|@bindir@|$(PREFIX)/bin|' $$unit | \
+	  $(SUDO) install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; done
 	./xvlan completion bash | $(SUDO) install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/xvlan
 	./xvlan completion zsh | $(SUDO) install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_xvlan
 	./xvlan completion fish | $(SUDO) install -D -m 0644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/xvlan.fish
