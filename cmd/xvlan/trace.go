@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/watch"
 )
 
 func (a *app) traceCmd() *cobra.Command {
@@ -136,7 +137,7 @@ func newTraceJSON(t loader.Trace, frame []byte) traceJSON {
 // printTrace prints a heading for each program, its steps, and what becomes of
 // the frame.
 func (a *app) printTrace(t loader.Trace, frame []byte) error {
-	fmt.Fprintf(a.out, "%s\n", describeFrame(frame))
+	fmt.Fprintf(a.out, "%s, %d bytes\n", watch.Describe(frame), len(frame))
 	for _, r := range t.Runs {
 		fmt.Fprintf(a.out, "%s on %s\n", r.Program, r.Dev)
 		w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
@@ -154,7 +155,7 @@ func (a *app) printTrace(t loader.Trace, frame []byte) error {
 			return err
 		}
 		if string(r.Frame) != string(frame) {
-			fmt.Fprintf(a.out, "  as %s\n", describeFrame(r.Frame))
+			fmt.Fprintf(a.out, "  as %s\n", watch.Describe(r.Frame))
 		}
 		fmt.Fprintf(a.out, "  => %s\n", r.Fate)
 	}

@@ -299,36 +299,3 @@ func readFrame(name string, number int) ([]byte, error) {
 		return frame, nil
 	}
 }
-
-// describeFrame says in a line what a frame is.
-func describeFrame(frame []byte) string {
-	p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
-	eth, ok := p.Layer(layers.LayerTypeEthernet).(*layers.Ethernet)
-	if !ok {
-		return fmt.Sprintf("%d bytes, not Ethernet", len(frame))
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s > %s", eth.SrcMAC, eth.DstMAC)
-	kind := eth.EthernetType
-	if tag, ok := p.Layer(layers.LayerTypeDot1Q).(*layers.Dot1Q); ok {
-		fmt.Fprintf(&b, " vlan %d", tag.VLANIdentifier)
-		kind = tag.Type
-	}
-	if arp, ok := p.Layer(layers.LayerTypeARP).(*layers.ARP); ok {
-		what := "who-has"
-		if arp.Operation == layers.ARPReply {
-			what = "is-at"
-		}
-		fmt.Fprintf(&b, " arp %s %s tell %s", what, net.IP(arp.DstProtAddress), net.IP(arp.SourceProtAddress))
-	} else if ip := p.NetworkLayer(); ip != nil {
-		fmt.Fprintf(&b, " %s %s > %s", strings.ToLower(ip.LayerType().String()), ip.NetworkFlow().Src(), ip.NetworkFlow().Dst())
-		if l4 := p.TransportLayer(); l4 != nil {
-			fmt.Fprintf(&b, " %s %s > %s", strings.ToLower(l4.LayerType().String()), l4.TransportFlow().Src(), l4.TransportFlow().Dst())
-		} else if ns, ok := p.Layer(layers.LayerTypeICMPv6NeighborSolicitation).(*layers.ICMPv6NeighborSolicitation); ok {
-			fmt.Fprintf(&b, " nd who-has %s", ns.TargetAddress)
-		}
-	} else {
-		fmt.Fprintf(&b, " ethertype %#04x", uint16(kind))
-	}
-	return fmt.Sprintf("%s, %d bytes", b.String(), len(frame))
-}
