@@ -66,8 +66,9 @@ type count struct {
 	Instructions float64 `json:"instructions"` // a frame, without making it
 }
 
-// measured is how many frames of a train count, a tenth as many come before;
-// fewer where each is copied, so that there are some 100,000 copies.
+// measured is how many frames of a train count, a tenth as many come before, or
+// one to each destination; fewer where each is copied, so that there are some
+// 100,000 copies.
 const measured = 3000
 
 func trainLength(destinations, copies int) int {
@@ -261,7 +262,8 @@ func (c contender) copies(subs int) int {
 // nanoseconds. The sink must get so many of each.
 func (s *side) train(in *space, dev string, t train, k *sink, each int) (float64, error) {
 	n := trainLength(max(t.macs, t.addrs), each)
-	if _, err := in.generate(dev, t, n/10); err != nil {
+	// Each destination has had a frame before: the first may have more to do.
+	if _, err := in.generate(dev, t, max(n/10, t.macs, t.addrs)); err != nil {
 		return 0, err
 	}
 	var before, after uint64
