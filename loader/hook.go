@@ -12,8 +12,6 @@ import (
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"github.com/xvlan/xvlan/maps"
 )
 
 // filterPrio is the priority of our clsact filters, by which they are known.
@@ -188,65 +186,63 @@ func orphaned(pin string) bool {
 // somebody has removed: without xvlan_tx a host leg would hand all that its
 // sub-interface sends to the host's stack. The legs come first.
 func (p *parent) rehook() error {
-	subs, err := p.maps.Subs()
+	hooks, err := p.hooks()
 	if err != nil {
 		return err
 	}
-	for i, s := range subs {
-		if s.State != maps.Active {
+	for _, at := range hooks {
+		if there, err := p.h.attached(at); err != nil {
+			return err
+		} else if there {
 			continue
 		}
-		if err := p.rehookTC(s.Leg, pinTX, p.legPin(maps.ID(i)), func() error { return nil }); err != nil {
+		if err := p.reattach(at); err != nil {
 			return err
 		}
 	}
-	err = p.rehookTC(p.rec.Index, pinRXProg, filepath.Join(p.dir, pinRX), func() error {
-		p.rec.AddClsact = true
-		return p.save()
-	})
-	if err != nil || p.rec.Rung != maps.RungXDP {
-		return err
-	}
-	pin := filepath.Join(p.dir, pinXDP)
-	if _, err := os.Stat(pin); err == nil && !orphaned(pin) {
-		return nil
-	}
-	return p.reattach(p.rec.Index, pinXDPProg, pin, func(prog *ebpf.Program) error { return attachXDP(p.rec.Index, prog, pin) })
+	return nil
 }
 
-// rehookTC is rehook for one device.
-func (p *parent) rehookTC(index int, prog, pin string, allow func() error) error {
-	if _, err := os.Stat(pin); err == nil {
-		if !orphaned(pin) {
-			return nil
-		}
-	} else if has, err := p.h.hasFilter(index); has || err != nil {
-		return err
+// attached tells whether a program is where it is to be.
+func (h *Host) attached(at hook) (bool, error) {
+	if _, err := os.Stat(at.pin); err == nil {
+		return !orphaned(at.pin), nil
 	}
-	return p.reattach(index, prog, pin, func(prog *ebpf.Program) error { return p.h.attachTC(index, prog, pin, allow) })
+	if at.prog == pinXDPProg {
+		return false, nil
+	}
+	return h.hasFilter(at.index)
 }
 
 // reattach attaches a pinned program to a device, which may have gone itself.
-func (p *parent) reattach(index int, name, pin string, attach func(prog *ebpf.Program) error) error {
-	dev, err := p.h.nl.LinkByIndex(index)
+func (p *parent) reattach(at hook) error {
+	dev, err := p.h.nl.LinkByIndex(at.index)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("find device %d: %w", index, err)
+		return fmt.Errorf("find device %d: %w", at.index, err)
 	}
-	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, name), nil)
+	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, at.prog), nil)
 	if err != nil {
 		return fmt.Errorf("open pinned program: %w", err)
 	}
 	defer prog.Close()
-	if err := unpin(pin); err != nil {
+	if err := unpin(at.pin); err != nil {
 		return err
 	}
-	if err := attach(prog); err != nil {
-		return fmt.Errorf("attach %s to %s again: %w", name, dev.Attrs().Name, err)
+	if at.prog == pinXDPProg {
+		err = attachXDP(at.index, prog, at.pin)
+	} else {
+		err = p.h.attachTC(at.index, prog, at.pin, func() error {
+			p.rec.AddClsact = p.rec.AddClsact || at.prog == pinRXProg
+			return p.save()
+		})
 	}
-	p.h.log.Warn("somebody had detached a program: attached again", "parent", p.rec.Name, "device", dev.Attrs().Name, "program", name)
+	if err != nil {
+		return fmt.Errorf("attach %s to %s again: %w", at.prog, dev.Attrs().Name, err)
+	}
+	p.h.log.Warn("somebody had detached a program: attached again", "parent", p.rec.Name, "device", dev.Attrs().Name, "program", at.prog)
 	return nil
 }
 

@@ -3,10 +3,10 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	stdmaps "maps"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -112,10 +112,10 @@ func (p *parent) swap(coll *ebpf.Collection) (err error) {
 		return err
 	}
 	for i, hook := range hooks {
-		if err := hook.put(coll.Programs[hook.prog]); err != nil {
+		if err := p.h.put(hook, coll.Programs[hook.prog]); err != nil {
 			errs := []error{fmt.Errorf("replace %s: %w", hook.prog, err)}
 			for _, done := range hooks[:i] {
-				errs = append(errs, done.put(old[done.prog]))
+				errs = append(errs, p.h.put(done, old[done.prog]))
 			}
 			return errors.Join(errs...)
 		}
@@ -151,60 +151,42 @@ func repin(prog *ebpf.Program, pin string) error {
 
 // A hook is where one of the programs is attached.
 type hook struct {
-	prog string
-	put  func(prog *ebpf.Program) error // in place of what is there, in one step
+	prog  string // the pin of the program
+	index int    // the device's
+	pin   string // the link's; there is none where a clsact filter holds the program
 }
 
-// hooks lists where the programs are attached: first the host legs, so that
-// the parent's new programs find new ones behind them.
+// hooks lists where the programs are to be attached: first the host legs, so
+// that the parent's new programs find new ones behind them.
 func (p *parent) hooks() ([]hook, error) {
-	entries, err := os.ReadDir(p.dir)
-	if err != nil {
-		return nil, fmt.Errorf("list pins: %w", err)
-	}
-	var legs, own []hook
-	for _, e := range entries {
-		pin := filepath.Join(p.dir, e.Name())
-		switch {
-		case strings.HasPrefix(e.Name(), pinLeg):
-			legs = append(legs, hook{pinTX, updateLink(pin)})
-		case e.Name() == pinRX:
-			own = append(own, hook{pinRXProg, updateLink(pin)})
-		case e.Name() == pinXDP:
-			own = append(own, hook{pinXDPProg, updateLink(pin)})
-		}
-	}
-	if _, err := os.Stat(filepath.Join(p.dir, pinRX)); err == nil {
-		return append(legs, own...), nil
-	}
-	// No tcx: filters on clsact, which have no pins.
 	subs, err := p.maps.Subs()
 	if err != nil {
 		return nil, err
 	}
-	for _, s := range subs {
+	var all []hook
+	for i, s := range subs {
 		if s.State == maps.Active {
-			legs = append(legs, hook{pinTX, p.h.replaceFilter(s.Leg)})
+			all = append(all, hook{pinTX, s.Leg, p.legPin(maps.ID(i))})
 		}
 	}
-	return append(append(legs, hook{pinRXProg, p.h.replaceFilter(p.rec.Index)}), own...), nil
+	all = append(all, hook{pinRXProg, p.rec.Index, filepath.Join(p.dir, pinRX)})
+	if p.rec.Rung == maps.RungXDP {
+		all = append(all, hook{pinXDPProg, p.rec.Index, filepath.Join(p.dir, pinXDP)})
+	}
+	return all, nil
 }
 
-func updateLink(pin string) func(prog *ebpf.Program) error {
-	return func(prog *ebpf.Program) error {
-		l, err := link.LoadPinnedLink(pin, nil)
-		if err != nil {
-			return fmt.Errorf("open pinned link: %w", err)
-		}
-		defer l.Close()
-		return l.Update(prog)
+// put attaches a program in place of what is there, in one step.
+func (h *Host) put(at hook, prog *ebpf.Program) error {
+	l, err := link.LoadPinnedLink(at.pin, nil)
+	if errors.Is(err, fs.ErrNotExist) && at.prog != pinXDPProg {
+		return h.nl.FilterReplace(filterOf(at.index, prog))
 	}
-}
-
-func (h *Host) replaceFilter(index int) func(prog *ebpf.Program) error {
-	return func(prog *ebpf.Program) error {
-		return h.nl.FilterReplace(filterOf(index, prog))
+	if err != nil {
+		return fmt.Errorf("open pinned link: %w", err)
 	}
+	defer l.Close()
+	return l.Update(prog)
 }
 
 func filterOf(index int, prog *ebpf.Program) netlink.Filter {
