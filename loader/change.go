@@ -17,21 +17,27 @@ type Selector struct {
 	Name   string // of the device
 	Parent string // "" for any
 	Netns  string // where the device is; "" for wherever
+	Owner  string // "" for any; else it decides alone, and the others say where to look first
+}
+
+func (s Selector) means(l Link) bool {
+	if s.Owner != "" {
+		return l.Owner == s.Owner
+	}
+	return l.Name == s.Name && (s.Parent == "" || l.Parent == s.Parent) && (s.Netns == "" || l.Netns == s.Netns)
 }
 
 // find returns the one sub-interface that a selector means. A name that
 // several have is the one's in this namespace, if there is one.
 func (h *Host) find(sel Selector) (Link, error) {
-	if l, ok, err := h.findIn(sel); ok || err != nil {
+	if l, ok, err := h.findIn(sel); err != nil || ok && (sel.Owner == "" || sel.means(l)) {
 		return l, err
 	}
 	links, err := h.Links()
 	if err != nil {
 		return Link{}, err
 	}
-	links = slices.DeleteFunc(links, func(l Link) bool {
-		return l.Name != sel.Name || sel.Parent != "" && l.Parent != sel.Parent || sel.Netns != "" && l.Netns != sel.Netns
-	})
+	links = slices.DeleteFunc(links, func(l Link) bool { return !sel.means(l) })
 	if len(links) > 1 && sel.Netns == "" {
 		if i := slices.IndexFunc(links, func(l Link) bool { return l.Netns == "" }); i >= 0 {
 			return links[i], nil

@@ -178,12 +178,7 @@ func (s *space) configure(spec *LinkSpec) error {
 	if err != nil {
 		return fmt.Errorf("find %s%s: %w", spec.Name, s.where(), err)
 	}
-	if len(spec.Addrs) > 0 && !spec.Mode.Routed() {
-		if err := s.announces(spec.Name); err != nil {
-			return err
-		}
-	}
-	if err := s.setAddrs(l, spec.Addrs); err != nil {
+	if err := s.setAddrs(l, spec.Mode, spec.Addrs); err != nil {
 		return err
 	}
 	if spec.Up {

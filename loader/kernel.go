@@ -17,7 +17,7 @@ import (
 
 // The alias of a device of the kernel rung, which has no maps to know it by. It
 // goes with the device through namespaces. Behind kernelAlias stands the reason
-// for the rung; pendingAlias marks a device that is not complete.
+// for the rung, and its owner; pendingAlias marks a device that is not complete.
 const (
 	kernelAlias  = "xvlan kernel: "
 	pendingAlias = "xvlan pending"
@@ -30,9 +30,6 @@ type kernelLink struct {
 	flags uint16 // of a macvlan
 	queue Queue  // likewise
 }
-
-// reason says why it is on the kernel rung.
-func (k kernelLink) reason() string { return strings.TrimPrefix(k.link.Attrs().Alias, kernelAlias) }
 
 // addKernel makes a device of the kernel's own driver. It gets a name of ours
 // first, then the alias, and moves to its own name and namespace in one step,
@@ -82,7 +79,7 @@ func (h *Host) addKernel(parent netlink.Link, rung Rung, in *space, spec *LinkSp
 	if err := in.configure(spec); err != nil {
 		return err
 	}
-	return in.mark(spec.Name, kernelAlias+rung.Reason)
+	return in.mark(spec.Name, aliasOf(rung.Reason, spec.Owner))
 }
 
 // mark gives a device its alias.

@@ -38,6 +38,7 @@ type Link struct {
 	Rung      Rung
 	ID        maps.ID // 0 on the kernel rung
 	Leg       string  // host leg, "" on the kernel rung
+	Owner     string  // as LinkSpec has it
 	Place     maps.Place
 	Addrs     []LinkAddr // known to the datapath
 	Stats     maps.Stats // on the kernel rung RX, TX and no reasons
@@ -247,6 +248,7 @@ func (h *Host) fillInner(l *Link, leg int, names map[int]string) (ok bool, err e
 	}
 	nsid := dev.nsid
 	fill(l, dev.inner)
+	l.Owner = dev.host.Attrs().Alias
 	lost(&l.Stats, dev)
 	l.nsid = nsid
 	if nsid >= 0 {
@@ -297,7 +299,7 @@ func linkIn(nsid, index int) (netlink.Link, error) {
 // fromKernel describes a device of the kernel rung.
 func (h *Host) fromKernel(k kernelLink) (Link, error) {
 	a := k.link.Attrs()
-	l := Link{Netns: k.space, Rung: Rung{maps.RungKernel, k.reason()}, WireMAC: a.HardwareAddr}
+	l := Link{Netns: k.space, Rung: Rung{maps.RungKernel, k.reason()}, Owner: k.owner(), WireMAC: a.HardwareAddr}
 	if k.space != "" {
 		l.Place = maps.Away
 	}

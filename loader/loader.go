@@ -108,6 +108,7 @@ type LinkSpec struct {
 	Up        bool
 	Port      bool // unicast is to pass an XDP program on the device: see ports.go
 	Datapath  Datapath
+	Owner     string // for whom it is made, to be found by; see owner.go
 }
 
 // SourceSpec is what a macvlan in source mode is given.
@@ -184,6 +185,9 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 		if err := checkMAC(mac); err != nil {
 			return fmt.Errorf("macaddr: %w", err)
 		}
+	}
+	if err := checkOwner(s.Owner); err != nil {
+		return err
 	}
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
 		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)

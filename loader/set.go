@@ -115,7 +115,11 @@ func (h *Host) SetAddrs(sel Selector, addrs []netip.Prefix) error {
 				return err
 			}
 			defer in.close()
-			return in.setAddrs(k.link, addrs)
+			l, err := h.fromKernel(k)
+			if err != nil {
+				return err
+			}
+			return in.setAddrs(k.link, l.Mode, addrs)
 		},
 		func(p *parent, l Link, sub maps.Sub) error { return p.setAddrs(l, sub, addrs) })
 }
@@ -156,12 +160,7 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 				return fmt.Errorf("remove addr %s: %w", a, err)
 			}
 		}
-		if !sub.Mode.Routed() && len(addrs) > 0 {
-			if err := in.announces(dev.Attrs().Name); err != nil {
-				return err
-			}
-		}
-		return in.setAddrs(dev, addrs) // last: with an address the kernel takes those behind it
+		return in.setAddrs(dev, sub.Mode, addrs) // last: with an address the kernel takes those behind it
 	})
 	if err != nil {
 		return err
@@ -178,8 +177,14 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 	return p.followRoutes()
 }
 
-// setAddrs sets those addresses on a device that it has not.
-func (s *space) setAddrs(dev netlink.Link, addrs []netip.Prefix) error {
+// setAddrs sets those addresses on a device that it has not, and has them
+// announced.
+func (s *space) setAddrs(dev netlink.Link, mode maps.Mode, addrs []netip.Prefix) error {
+	if len(addrs) > 0 && !mode.Routed() {
+		if err := s.announces(dev.Attrs().Name); err != nil {
+			return err
+		}
+	}
 	for _, a := range addrs {
 		if err := s.nl.AddrAdd(dev, netlinkAddr(a)); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("add addr %s: %w", a, err)

@@ -107,6 +107,9 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	if sub.Leg, err = p.h.addVeth(leg, in, spec); err != nil {
 		return err
 	}
+	if err := p.h.own(sub.Leg, spec.Owner); err != nil {
+		return err
+	}
 	if spec.Port {
 		if err := p.openPort(id, sub, in, spec.Name); err != nil {
 			return err

@@ -58,6 +58,9 @@ func (a *app) printLink(l loader.Link) {
 		if l.ID != 0 {
 			fmt.Fprintf(a.out, "    id %d host leg %s wire mac %s delivery %s\n", l.ID, l.Leg, l.WireMAC, delivery(l.Place))
 		}
+		if l.Owner != "" {
+			fmt.Fprintf(a.out, "    owner %s\n", l.Owner)
+		}
 	}
 	if a.stats {
 		a.printStats(l.Stats)
@@ -137,6 +140,7 @@ type linkJSON struct {
 	Leg       string      `json:"host_leg,omitempty"`
 	Delivery  string      `json:"delivery,omitempty"` // not on the kernel rung
 	WireMAC   string      `json:"wire_address"`
+	Owner     string      `json:"owner,omitempty"` // who had it made, a container runtime's name for it
 	Addrs     []addrJSON  `json:"addrs"`
 	Stats     statsJSON   `json:"stats64"`
 	Verdicts  verdictJSON `json:"verdicts"`
@@ -205,7 +209,7 @@ func linksJSON(links []loader.Link) []linkJSON {
 			Index: l.Index, Name: l.Name, Parent: l.Parent, Netns: l.Netns,
 			Flags: flags(l.Flags), MTU: l.MTU, OperState: l.OperState, LinkType: "ether",
 			MAC: l.MAC.String(), Datapath: rungJSON{l.Rung.String(), l.Rung.Reason},
-			ID: uint32(l.ID), Leg: l.Leg, WireMAC: l.WireMAC.String(), Addrs: []addrJSON{},
+			ID: uint32(l.ID), Leg: l.Leg, WireMAC: l.WireMAC.String(), Owner: l.Owner, Addrs: []addrJSON{},
 			Verdicts: verdictsJSON(l.Stats),
 		}
 		j.Info = linkInfo(l)
