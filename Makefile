@@ -15,7 +15,8 @@ NEED_GENERATE := clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_he
 NEED_LINT     := clang-format-19:clang-format-19
 NEED_DEMO     := ip:iproute2 ping:iputils-ping
 NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
-                 mandoc:mandoc systemd-analyze:systemd fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion
+                 mandoc:mandoc systemd-analyze:systemd fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion \
+                 $(NEED_GENERATE)
 NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
 
 # need installs the packages of those commands of $(1) that are missing.
@@ -79,7 +80,7 @@ VM_TIME     := 90m
 # attaching, detaching and putting back, traffic of every kind and mode, what is
 # followed, and four modes before the referee.
 define VM_QUICK_TESTS
-loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram)$$
+loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate)$$
 xvlan ^Test(AddAll|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP)$$
 referee ^TestReferee$$/^(macvlan_bridge_with_bridge|macvlan_source_with_source|ipvlan_l2_bridge_with_l2_bridge|ipvlan_l3_bridge_with_l3_bridge)$$
 endef
@@ -89,6 +90,7 @@ export QUICK = $(if $(VM_QUICK),$(VM_QUICK_TESTS))
 test-vm: ## run the tests on Linux 6.12 and 6.1, and the referee on 6.12, in virtual machines
 	$(call need,$(NEED_GO) $(NEED_TEST) $(NEED_VM))
 	CGO_ENABLED=0 go build -o bin/vm ./lab/vm
+	go run ./lab/next -o bin/xvlan-next
 	for p in $(VM_PACKAGES) referee; do go test -c -o bin/$$(basename $$p).test ./$$p; done
 	$(MAKE) --no-print-directory -k -j2 $(VM_RUNS:%=test-vm-%)
 

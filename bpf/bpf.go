@@ -19,6 +19,9 @@ import (
 // xvlan.h. Maps that say another one must not be written to.
 const Schema = 5
 
+// OldestSchema is the oldest whose maps can be carried over, see maps.Older.
+const OldestSchema = 5
+
 // LearnSlots is how many addresses of each family a sub-interface can hold by
 // learning: LEARN_SLOTS in xvlan.h.
 const LearnSlots = 8
@@ -156,6 +159,7 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 	// Only there to keep types in BTF.
 	delete(spec.Variables, XvlanVarEmitVerdict)
 	delete(spec.Variables, XvlanVarEmitSighting)
+	delete(spec.Variables, XvlanVarEmitCarried)
 	delete(spec.Maps, ".bss")
 	if err := dropMissing(spec); err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
@@ -244,6 +248,22 @@ func Meet(prog *ebpf.Program, leg int) error {
 	}
 	if ret != 0 {
 		return fmt.Errorf("look at the other end of device %d: %w", leg, ErrStrange)
+	}
+	return nil
+}
+
+// Carry runs xvlan_carry, which adds to the counters of an id.
+func Carry(prog *ebpf.Program, id uint32, more *XvlanSubStats) error {
+	raw, err := binary.Append(nil, binary.NativeEndian, &XvlanCarried{Id: id, Stats: *more})
+	if err != nil {
+		return fmt.Errorf("add to counters of %d: %w", id, err)
+	}
+	ret, err := prog.Run(&ebpf.RunOptions{Data: raw})
+	if err == nil && ret != 0 {
+		err = fmt.Errorf("%w: the maps have no such id", ebpf.ErrKeyNotExist)
+	}
+	if err != nil {
+		return fmt.Errorf("add to counters of %d: %w", id, err)
 	}
 	return nil
 }

@@ -68,11 +68,13 @@ const (
 	TraceMapPorts        = "ports"
 	TraceMapSightings    = "sightings"
 	TraceMapStats        = "stats"
+	TraceProgXvlanCarry  = "xvlan_carry"
 	TraceProgXvlanMeet   = "xvlan_meet"
 	TraceProgXvlanRx     = "xvlan_rx"
 	TraceProgXvlanTx     = "xvlan_tx"
 	TraceProgXvlanXdp    = "xvlan_xdp"
 	TraceVarAddrShift    = "addr_shift"
+	TraceVarEmitCarried  = "emit_carried"
 	TraceVarEmitSighting = "emit_sighting"
 	TraceVarEmitVerdict  = "emit_verdict"
 	TraceVarIdMask       = "id_mask"
@@ -123,10 +125,11 @@ type TraceSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type TraceProgramSpecs struct {
-	XvlanMeet *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
-	XvlanRx   *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
-	XvlanTx   *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
-	XvlanXdp  *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
+	XvlanCarry *ebpf.ProgramSpec `ebpf:"xvlan_carry"`
+	XvlanMeet  *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
+	XvlanRx    *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
+	XvlanTx    *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
+	XvlanXdp   *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
 }
 
 // TraceMapSpecs contains maps before they are loaded into the kernel.
@@ -150,6 +153,7 @@ type TraceMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type TraceVariableSpecs struct {
 	AddrShift    *ebpf.VariableSpec `ebpf:"addr_shift"`
+	EmitCarried  *ebpf.VariableSpec `ebpf:"emit_carried"`
 	EmitSighting *ebpf.VariableSpec `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.VariableSpec `ebpf:"emit_verdict"`
 	IdMask       *ebpf.VariableSpec `ebpf:"id_mask"`
@@ -210,6 +214,7 @@ func (m *TraceMaps) Close() error {
 // It can be passed to LoadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TraceVariables struct {
 	AddrShift    *ebpf.Variable `ebpf:"addr_shift"`
+	EmitCarried  *ebpf.Variable `ebpf:"emit_carried"`
 	EmitSighting *ebpf.Variable `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.Variable `ebpf:"emit_verdict"`
 	IdMask       *ebpf.Variable `ebpf:"id_mask"`
@@ -222,14 +227,16 @@ type TraceVariables struct {
 //
 // It can be passed to LoadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TracePrograms struct {
-	XvlanMeet *ebpf.Program `ebpf:"xvlan_meet"`
-	XvlanRx   *ebpf.Program `ebpf:"xvlan_rx"`
-	XvlanTx   *ebpf.Program `ebpf:"xvlan_tx"`
-	XvlanXdp  *ebpf.Program `ebpf:"xvlan_xdp"`
+	XvlanCarry *ebpf.Program `ebpf:"xvlan_carry"`
+	XvlanMeet  *ebpf.Program `ebpf:"xvlan_meet"`
+	XvlanRx    *ebpf.Program `ebpf:"xvlan_rx"`
+	XvlanTx    *ebpf.Program `ebpf:"xvlan_tx"`
+	XvlanXdp   *ebpf.Program `ebpf:"xvlan_xdp"`
 }
 
 func (p *TracePrograms) Close() error {
 	return _TraceClose(
+		p.XvlanCarry,
 		p.XvlanMeet,
 		p.XvlanRx,
 		p.XvlanTx,

@@ -17,7 +17,8 @@
  *                                   the XDP programs of sub-interfaces
  *   xvlan_rx   parent, tc ingress   wire -> sub-interfaces, the rest -> host
  *   xvlan_tx   host leg, tc ingress sub-interface -> siblings, the rest -> wire
- *   xvlan_meet run by the loader    writes down what is at a host leg's other end
+ *   xvlan_meet by the loader       writes down what is at a host leg's other end
+ *   xvlan_carry by the loader      adds to counters while frames are counted
  */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
@@ -43,6 +44,7 @@ char _license[] SEC("license") = "Dual MIT/GPL";
 /* Keeps these in the BTF that the Go names are made from. */
 const enum verdict *emit_verdict __attribute__((unused));
 const struct sighting *emit_sighting __attribute__((unused));
+const struct carried *emit_carried __attribute__((unused));
 
 /* Set by the loader: the slot tables have 1 << (32 - slot_shift) entries, those
  * of addresses 1 << (64 - addr_shift), and subs has id_mask + 1. */
@@ -1080,5 +1082,25 @@ int xvlan_meet(struct __sk_buff *skb)
 	if (!sub || !peer)
 		return TC_ACT_SHOT;
 	sub->device = (__u64)peer;
+	return TC_ACT_OK;
+}
+
+/* Run by the loader on a struct carried in the place of a frame: adds counters to
+ * those of this CPU, where no program on it can be between reading and writing. */
+SEC("tc")
+int xvlan_carry(struct __sk_buff *skb)
+{
+	struct carried more;
+	struct sub_stats *s;
+
+	if (bpf_skb_load_bytes(skb, 0, &more, sizeof(more)))
+		return TC_ACT_SHOT;
+	s = bpf_map_lookup_elem(&stats, &more.id);
+	if (!s)
+		return TC_ACT_SHOT;
+	for (int v = 0; v < VERDICT_MAX; v++) {
+		__sync_fetch_and_add(&s->verdict[v].packets, more.stats.verdict[v].packets);
+		__sync_fetch_and_add(&s->verdict[v].bytes, more.stats.verdict[v].bytes);
+	}
 	return TC_ACT_OK;
 }

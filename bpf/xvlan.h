@@ -10,7 +10,10 @@
 #define XVLAN_H
 
 /* Raised whenever a key, a value or the meaning of a flag changes, so that a
- * loader never writes into maps that another version's programs read. */
+ * loader never writes into maps that another version's programs read. What older
+ * maps hold is carried over by the names of types and fields, see convert() in
+ * package maps: so what changes its meaning takes another name, and what is an
+ * index or a bit (verdicts, flags) stays at its place. */
 #define XVLAN_SCHEMA 5
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
@@ -231,6 +234,13 @@ struct counter {
 
 struct sub_stats {
 	struct counter verdict[VERDICT_MAX];
+};
+
+/* What another set of maps has counted for an id. */
+struct carried {
+	__u32 id;
+	__u32 pad;
+	struct sub_stats stats;
 };
 
 /* Addresses learned for one sub-interface, a ring a family. */

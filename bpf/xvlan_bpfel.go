@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type XvlanCarried struct {
+	_     structs.HostLayout
+	Id    uint32
+	Pad   uint32
+	Stats XvlanSubStats
+}
+
 type XvlanCounter struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -278,11 +285,13 @@ const (
 	XvlanMapPorts        = "ports"
 	XvlanMapSightings    = "sightings"
 	XvlanMapStats        = "stats"
+	XvlanProgXvlanCarry  = "xvlan_carry"
 	XvlanProgXvlanMeet   = "xvlan_meet"
 	XvlanProgXvlanRx     = "xvlan_rx"
 	XvlanProgXvlanTx     = "xvlan_tx"
 	XvlanProgXvlanXdp    = "xvlan_xdp"
 	XvlanVarAddrShift    = "addr_shift"
+	XvlanVarEmitCarried  = "emit_carried"
 	XvlanVarEmitSighting = "emit_sighting"
 	XvlanVarEmitVerdict  = "emit_verdict"
 	XvlanVarIdMask       = "id_mask"
@@ -332,10 +341,11 @@ type XvlanSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanProgramSpecs struct {
-	XvlanMeet *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
-	XvlanRx   *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
-	XvlanTx   *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
-	XvlanXdp  *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
+	XvlanCarry *ebpf.ProgramSpec `ebpf:"xvlan_carry"`
+	XvlanMeet  *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
+	XvlanRx    *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
+	XvlanTx    *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
+	XvlanXdp   *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
 }
 
 // XvlanMapSpecs contains maps before they are loaded into the kernel.
@@ -359,6 +369,7 @@ type XvlanMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanVariableSpecs struct {
 	AddrShift    *ebpf.VariableSpec `ebpf:"addr_shift"`
+	EmitCarried  *ebpf.VariableSpec `ebpf:"emit_carried"`
 	EmitSighting *ebpf.VariableSpec `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.VariableSpec `ebpf:"emit_verdict"`
 	IdMask       *ebpf.VariableSpec `ebpf:"id_mask"`
@@ -418,6 +429,7 @@ func (m *XvlanMaps) Close() error {
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanVariables struct {
 	AddrShift    *ebpf.Variable `ebpf:"addr_shift"`
+	EmitCarried  *ebpf.Variable `ebpf:"emit_carried"`
 	EmitSighting *ebpf.Variable `ebpf:"emit_sighting"`
 	EmitVerdict  *ebpf.Variable `ebpf:"emit_verdict"`
 	IdMask       *ebpf.Variable `ebpf:"id_mask"`
@@ -429,14 +441,16 @@ type XvlanVariables struct {
 //
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanPrograms struct {
-	XvlanMeet *ebpf.Program `ebpf:"xvlan_meet"`
-	XvlanRx   *ebpf.Program `ebpf:"xvlan_rx"`
-	XvlanTx   *ebpf.Program `ebpf:"xvlan_tx"`
-	XvlanXdp  *ebpf.Program `ebpf:"xvlan_xdp"`
+	XvlanCarry *ebpf.Program `ebpf:"xvlan_carry"`
+	XvlanMeet  *ebpf.Program `ebpf:"xvlan_meet"`
+	XvlanRx    *ebpf.Program `ebpf:"xvlan_rx"`
+	XvlanTx    *ebpf.Program `ebpf:"xvlan_tx"`
+	XvlanXdp   *ebpf.Program `ebpf:"xvlan_xdp"`
 }
 
 func (p *XvlanPrograms) Close() error {
 	return _XvlanClose(
+		p.XvlanCarry,
 		p.XvlanMeet,
 		p.XvlanRx,
 		p.XvlanTx,

@@ -68,6 +68,9 @@ func (h *Host) open(l netlink.Link) (*parent, error) {
 // openMaps opens the maps in a folder; its errors name the parent.
 func openMaps(dir, name string) (*maps.Set, error) {
 	set, err := maps.Open(dir)
+	if errors.Is(err, maps.ErrOlder) {
+		return nil, fmt.Errorf("parent %s: %w; carry them over: xvlan parent upgrade", name, err)
+	}
 	if errors.Is(err, maps.ErrSchema) {
 		return nil, fmt.Errorf("parent %s: %w; use the xvlan that made them, or remove them: rm -r %s", name, err, dir)
 	}
@@ -138,19 +141,11 @@ func (h *Host) build(l netlink.Link, dir string, rung Rung, spec AttachSpec) (*p
 // hook pins maps and programs, then attaches them to the parent. What must be
 // put back later is written down before it is changed.
 func (p *parent) hook(coll *ebpf.Collection) error {
-	if err := os.Mkdir(p.dir, 0o700); err != nil {
-		return fmt.Errorf("make pin folder: %w", err)
-	}
 	if err := p.save(); err != nil {
 		return err
 	}
-	if err := errors.Join(p.maps.Pin(p.dir), watch.Pin(coll, p.dir)); err != nil {
+	if err := pinAll(p.maps, coll, p.dir); err != nil {
 		return err
-	}
-	for _, prog := range pinnedPrograms {
-		if err := coll.Programs[prog].Pin(filepath.Join(p.dir, prog)); err != nil {
-			return fmt.Errorf("pin program: %w", err)
-		}
 	}
 	if err := p.attachRung(coll); err != nil {
 		return err
@@ -164,6 +159,22 @@ func (p *parent) hook(coll *ebpf.Collection) error {
 		// no sub-interface's IPv6 address is found.
 		if err := p.h.nl.LinkSetAllmulticastOn(p.link); err != nil {
 			return fmt.Errorf("turn allmulticast on: %w", err)
+		}
+	}
+	return nil
+}
+
+// pinAll makes a folder and pins maps and programs in it.
+func pinAll(set *maps.Set, coll *ebpf.Collection, dir string) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return fmt.Errorf("make pin folder: %w", err)
+	}
+	if err := errors.Join(set.Pin(dir), watch.Pin(coll, dir)); err != nil {
+		return err
+	}
+	for _, prog := range pinnedPrograms {
+		if err := coll.Programs[prog].Pin(filepath.Join(dir, prog)); err != nil {
+			return fmt.Errorf("pin program: %w", err)
 		}
 	}
 	return nil

@@ -91,6 +91,31 @@ func (h *Host) Parents() ([]ParentInfo, error) {
 	return all, err
 }
 
+// Attached names the parents of this namespace to which something of xvlan is
+// attached, whatever version that is.
+func (h *Host) Attached() ([]string, error) {
+	folders, err := folders()
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, f := range folders {
+		if f.cookie != h.cookie {
+			continue
+		}
+		l, err := h.nl.LinkByIndex(f.index)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("find device %d: %w", f.index, err)
+		}
+		names = append(names, l.Attrs().Name)
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
 // eachParent opens the maps of every complete parent of this namespace. One
 // that goes while it is looked at is passed over.
 func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {

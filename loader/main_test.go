@@ -40,6 +40,9 @@ func TestMain(m *testing.M) {
 		fmt.Fprintf(os.Stderr, "descriptors left open: %s\n", strings.Join(left, ", "))
 		code = max(code, 1)
 	}
+	if builtNext != "" {
+		os.RemoveAll(builtNext)
+	}
 	os.Exit(code)
 }
 

@@ -25,6 +25,11 @@ const (
 // reserves names with dots.)
 const building = "-new"
 
+// carrying marks the folder that takes the place of a parent's whose maps are of
+// an older schema; afterwards, until it is removed, it is the older one. What is
+// in it can always go, the programs that are attached hold what they need.
+const carrying = "-next"
+
 // folder is where a parent's pins are, and the name of its lock: names and
 // indexes repeat between namespaces.
 type folder struct {
@@ -61,7 +66,9 @@ func folders() ([]folder, error) {
 	}
 	var all []folder
 	for _, e := range entries {
-		f, ok := parseFolder(strings.TrimSuffix(e.Name(), building))
+		name, _ := strings.CutSuffix(e.Name(), building)
+		name, _ = strings.CutSuffix(name, carrying)
+		f, ok := parseFolder(name)
 		if ok && !slices.Contains(all, f) {
 			all = append(all, f)
 		}
@@ -239,9 +246,12 @@ func sweepLocks() error {
 
 // exists tells whether there is anything of a parent, complete or not.
 func (f folder) exists() bool {
-	_, err := os.Stat(f.path())
-	_, err2 := os.Stat(f.path() + building)
-	return err == nil || err2 == nil
+	for _, ending := range []string{"", building, carrying} {
+		if _, err := os.Stat(f.path() + ending); err == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // removePins deletes a folder on the bpf file system, which has one level.

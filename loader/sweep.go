@@ -94,11 +94,11 @@ func (h *Host) sweepFolder(f folder, alive func(index int) error) error {
 	if f.cookie != h.cookie {
 		gone, err := f.dead()
 		if gone {
-			err = removePins(f.path())
+			err = errors.Join(removePins(f.path()), removePins(f.path()+carrying))
 		}
 		return err
 	}
-	if err := h.teardown(f.index, f.path()+building); err != nil {
+	if err := errors.Join(removePins(f.path()+carrying), h.teardown(f.index, f.path()+building)); err != nil {
 		return err
 	}
 	_, err := h.nl.LinkByIndex(f.index)

@@ -22,7 +22,8 @@ import (
 // step each, so that no frame is lost and every counter goes on. changed is
 // false where they are the same. What fails leaves the old ones at work; what is
 // interrupted leaves both, which work together, and is completed by the next
-// call. Maps of another schema are refused with maps.ErrSchema.
+// call. Maps of an older schema are carried over into new ones, see migrate; those
+// of a newer are refused with maps.ErrSchema.
 func (h *Host) Upgrade(name string) (changed bool, err error) {
 	l, unlock, err := h.lockParent(name)
 	if err != nil {
@@ -30,6 +31,9 @@ func (h *Host) Upgrade(name string) (changed bool, err error) {
 	}
 	defer unlock()
 	p, err := h.open(l)
+	if errors.Is(err, maps.ErrOlder) {
+		return true, h.migrate(l)
+	}
 	if err != nil {
 		return false, err
 	}
@@ -95,7 +99,22 @@ func (p *parent) runs(coll *ebpf.Collection) (bool, error) {
 // swap attaches a collection's programs in the place of those that are, and puts
 // these back where it fails. The pins come last: as long as they are the old
 // programs', an interrupted swap is not taken for done.
-func (p *parent) swap(coll *ebpf.Collection) (err error) {
+func (p *parent) swap(coll *ebpf.Collection) error {
+	if err := p.replace(coll, func() error { return nil }); err != nil {
+		return err
+	}
+	for _, name := range pinnedPrograms {
+		if err := repin(coll.Programs[name], filepath.Join(p.dir, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replace attaches a collection's programs in the place of the pinned ones and
+// calls then. If either fails, the pinned ones are put back. What somebody has
+// detached stays so.
+func (p *parent) replace(coll *ebpf.Collection, then func() error) (err error) {
 	old := map[string]*ebpf.Program{}
 	defer func() {
 		for _, prog := range old {
@@ -111,21 +130,27 @@ func (p *parent) swap(coll *ebpf.Collection) (err error) {
 	if err != nil {
 		return err
 	}
-	for i, hook := range hooks {
-		if err := p.h.put(hook, coll.Programs[hook.prog]); err != nil {
-			errs := []error{fmt.Errorf("replace %s: %w", hook.prog, err)}
-			for _, done := range hooks[:i] {
-				errs = append(errs, p.h.put(done, old[done.prog]))
-			}
-			return errors.Join(errs...)
+	var done []hook
+	defer func() {
+		if err == nil {
+			return
 		}
-	}
-	for _, name := range pinnedPrograms {
-		if err := repin(coll.Programs[name], filepath.Join(p.dir, name)); err != nil {
+		for _, hook := range done {
+			err = errors.Join(err, p.h.put(hook, old[hook.prog]))
+		}
+	}()
+	for _, hook := range hooks {
+		if there, err := p.h.attached(hook); err != nil {
 			return err
+		} else if !there {
+			continue
 		}
+		if err := p.h.put(hook, coll.Programs[hook.prog]); err != nil {
+			return fmt.Errorf("replace %s: %w", hook.prog, err)
+		}
+		done = append(done, hook)
 	}
-	return nil
+	return then()
 }
 
 // repin pins a program where another is pinned, in one step.

@@ -147,30 +147,18 @@ func TestUpgrade(t *testing.T) {
 		}
 		ours := s.running(t)
 		e := s.sub(t, "mac1")
-		stats := func(e *end) *netlink.LinkStatistics { return e.ns.Link(t, e.dev).Attrs().Statistics }
-		wire, sub, inner := stats(s.wire), s.link(t, e).Stats, stats(e)
-		in, out := s.wire.frameTo(t, e), e.frameTo(t, s.wire)
-		var (
-			wg              sync.WaitGroup
-			over            atomic.Bool
-			sentIn, sentOut uint64
-		)
-		keep := func(from *end, frame []byte, sent *uint64) {
-			for !over.Load() {
-				const n = 5000
-				from.flood(t, frame, n)
-				*sent += n
+		before := s.link(t, e).Stats
+		var theirs []string
+		s.underTraffic(t, e, func() {
+			s.toOthers(t)
+			theirs = s.running(t)
+			if !s.upgrade(t) {
+				t.Error("the others' programs are not changed")
 			}
-		}
-		wg.Go(func() { keep(s.wire, in, &sentIn) })
-		wg.Go(func() { keep(e, out, &sentOut) })
-		s.toOthers(t)
-		theirs := s.running(t)
-		if !s.upgrade(t) {
-			t.Error("the others' programs are not changed")
-		}
-		over.Store(true)
-		wg.Wait()
+		}, func() (rx, tx uint64) {
+			now := s.link(t, e).Stats
+			return now[maps.RX].Packets - before[maps.RX].Packets, now[maps.TX].Packets - before[maps.TX].Packets
+		})
 		if again := s.running(t); !slices.Equal(again, ours) {
 			t.Errorf("after the upgrade there run\n%q\nbefore\n%q", again, ours)
 		}
@@ -179,15 +167,6 @@ func TestUpgrade(t *testing.T) {
 				t.Fatalf("the others' are\n%q\nours\n%q", theirs, ours)
 			}
 		}
-		// What did not get as far as a program of ours, the devices have counted.
-		var gotIn, gotOut uint64
-		defer func() { t.Logf("of %d %d came in, and of %d %d went out", sentIn, gotIn, sentOut, gotOut) }()
-		lab.Eventually(t, "all frames have arrived", func() bool {
-			now := s.link(t, e).Stats
-			gotIn = now[maps.RX].Packets - sub[maps.RX].Packets + stats(s.wire).TxDropped - wire.TxDropped
-			gotOut = now[maps.TX].Packets - sub[maps.TX].Packets + stats(e).TxDropped - inner.TxDropped
-			return gotIn == sentIn && gotOut == sentOut
-		})
 		var rec maps.Parent
 		s.withParent(t, func(p *parent) { rec = p.rec })
 		if rec.Schema != bpf.Schema {
@@ -196,6 +175,44 @@ func TestUpgrade(t *testing.T) {
 		for _, e := range s.subs {
 			s.wire.ping(t, e.ip4.Addr())
 		}
+	})
+}
+
+// underTraffic floods a sub-interface and the wire from each other while change
+// does its work. All that was sent has then to be counted, as counted tells what
+// has been since the start.
+func (s *site) underTraffic(t *testing.T, e *end, change func(), counted func() (rx, tx uint64)) {
+	t.Helper()
+	stats := func(e *end) *netlink.LinkStatistics { return e.ns.Link(t, e.dev).Attrs().Statistics }
+	wire, inner := stats(s.wire), stats(e)
+	in, out := s.wire.frameTo(t, e), e.frameTo(t, s.wire)
+	var (
+		wg              sync.WaitGroup
+		over            atomic.Bool
+		sentIn, sentOut uint64
+	)
+	keep := func(from *end, frame []byte, sent *uint64) {
+		for !over.Load() {
+			const n = 5000
+			from.flood(t, frame, n)
+			*sent += n
+		}
+	}
+	wg.Go(func() { keep(s.wire, in, &sentIn) })
+	wg.Go(func() { keep(e, out, &sentOut) })
+	func() {
+		defer wg.Wait() // also if change ends the test
+		defer over.Store(true)
+		change()
+	}()
+	// What did not get as far as a program of ours, the devices have counted.
+	var gotIn, gotOut uint64
+	defer func() { t.Logf("of %d %d came in, and of %d %d went out", sentIn, gotIn, sentOut, gotOut) }()
+	lab.Eventually(t, "all frames have arrived", func() bool {
+		rx, tx := counted()
+		gotIn = rx + stats(s.wire).TxDropped - wire.TxDropped
+		gotOut = tx + stats(e).TxDropped - inner.TxDropped
+		return gotIn == sentIn && gotOut == sentOut
 	})
 }
 

@@ -21,6 +21,9 @@ import (
 // ErrSchema is returned for maps that another version of xvlan has made.
 var ErrSchema = errors.New("maps of another schema")
 
+// ErrOlder is ErrSchema for those that OpenOlder can read.
+var ErrOlder = fmt.Errorf("%w, an older one", ErrSchema)
+
 // Set is the maps of one parent.
 type Set struct {
 	meta    *ebpf.Map
@@ -141,7 +144,10 @@ func (s *Set) check() error {
 	if len(raw) < 4 {
 		return fmt.Errorf("read parent record: %w: %d bytes", ErrSchema, len(raw))
 	}
-	if got := binary.NativeEndian.Uint32(raw); got != bpf.Schema {
+	switch got := binary.NativeEndian.Uint32(raw); {
+	case readable(got):
+		return fmt.Errorf("%w: they say %d, this xvlan is for %d", ErrOlder, got, bpf.Schema)
+	case got != bpf.Schema:
 		return fmt.Errorf("%w: they say %d, this xvlan is for %d", ErrSchema, got, bpf.Schema)
 	}
 	return nil
@@ -420,9 +426,7 @@ type Addr struct {
 func (s *Set) Addrs() ([]Addr, error) {
 	var all []Addr
 	err := walk(s.byIP4, func(k bpf.XvlanIp4Key, d bpf.XvlanDest) {
-		var b [4]byte
-		binary.NativeEndian.PutUint32(b[:], k.AddrBe)
-		all = append(all, Addr{netip.AddrFrom4(b), k.Vlan, destFromC(d)})
+		all = append(all, Addr{ip4Addr(k), k.Vlan, destFromC(d)})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read ipv4 addresses: %w", err)
@@ -443,6 +447,12 @@ func macKey(vlan uint16, mac net.HardwareAddr) *bpf.XvlanMacKey {
 func ip4Key(vlan uint16, a netip.Addr) *bpf.XvlanIp4Key {
 	b := a.As4()
 	return &bpf.XvlanIp4Key{Vlan: vlan, AddrBe: binary.NativeEndian.Uint32(b[:])}
+}
+
+func ip4Addr(k bpf.XvlanIp4Key) netip.Addr {
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], k.AddrBe)
+	return netip.AddrFrom4(b)
 }
 
 func ip6Key(vlan uint16, a netip.Addr) *bpf.XvlanIp6Key {

@@ -54,9 +54,10 @@ the last. Attached by name it stays, and takes a policy and a capacity.`,
 			Use:   "upgrade [PARENT]",
 			Short: "Put this xvlan's programs in the place of another version's",
 			Long: `Puts this xvlan's programs in the place of those that another version has
-attached, on one parent or all of them: on the same maps, a device at a time, so
-that no frame is lost and the counters go on. What fails leaves the old programs
-at work. Who watches (monitor, capture) has to begin anew.`,
+attached, on one parent or all of them: a device at a time, so that no frame is
+lost and the counters go on. Maps that an older version has laid out otherwise
+are carried over. What fails leaves the old programs at work. Who watches
+(monitor, capture) has to begin anew.`,
 			Args: cobra.MaximumNArgs(1),
 			RunE: func(_ *cobra.Command, args []string) error {
 				return a.with(func(h *loader.Host) error { return a.upgrade(h, args) })
@@ -84,14 +85,9 @@ type upgradeJSON struct {
 // upgrade upgrades one parent, or all that something is attached to.
 func (a *app) upgrade(h *loader.Host, names []string) error {
 	if len(names) == 0 {
-		parents, err := h.Parents()
-		if err != nil {
+		var err error
+		if names, err = h.Attached(); err != nil {
 			return err
-		}
-		for _, p := range parents {
-			if p.Rung != maps.RungKernel {
-				names = append(names, p.Name)
-			}
 		}
 	}
 	all := []upgradeJSON{}
