@@ -60,6 +60,14 @@ func firstCPU() *unix.CPUSet {
 	return &set
 }
 
+func allSignals() *unix.Sigset_t {
+	var set unix.Sigset_t
+	for i := range set.Val {
+		set.Val[i] = ^set.Val[i]
+	}
+	return &set
+}
+
 // flood sends so many of a frame out of a device, on the first CPU.
 func (e *end) flood(t *testing.T, frame []byte, n int) {
 	t.Helper()
@@ -80,6 +88,11 @@ func (e *end) flood(t *testing.T, frame []byte, n int) {
 		}
 		if err := unix.SchedSetaffinity(0, firstCPU()); err != nil {
 			return fmt.Errorf("bind: %w", err)
+		}
+		// A signal, as the run-time sends to itself, ends the run after a frame or
+		// more, and the library begins anew.
+		if err := unix.PthreadSigmask(unix.SIG_SETMASK, allSignals(), nil); err != nil {
+			return fmt.Errorf("block signals: %w", err)
 		}
 		_, err := prog.Run(&ebpf.RunOptions{Data: frame, Repeat: uint32(n)})
 		return err

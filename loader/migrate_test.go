@@ -143,12 +143,7 @@ func (s *site) ip6s() (all []netip.Addr) {
 func TestMigrate(t *testing.T) {
 	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true}) // which sends by itself
-		for i, e := range s.subs {
-			add := []func(testing.TB, *end, ...netip.Prefix){s.addByHand, s.addAtOnce}[i%2]
-			add(t, e, e.ip4)
-			s.wire.ping(t, e.ip4.Addr())
-		}
-		know(t, s, s.all()...)
+		s.populateQuiet(t)
 		s.nextPath(t)
 		known, e := s.known(t), s.sub(t, "mac1")
 		before := s.link(t, e).Stats

@@ -139,9 +139,7 @@ func (s *site) upgrade(t *testing.T) (changed bool) {
 func TestUpgrade(t *testing.T) {
 	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
-		for _, e := range s.subs {
-			s.addAtOnce(t, e, e.ip4)
-		}
+		s.populateQuiet(t)
 		if s.upgrade(t) {
 			t.Error("the programs are changed for themselves")
 		}
