@@ -62,6 +62,18 @@ test: ## run the tests, on this machine's kernel, as root
 	$(call need,$(NEED_GO) $(NEED_TEST))
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" go test -count=1 -timeout 20m $$(go list ./... | grep -v /referee)
 
+# Packages and fuzzers. An interesting input is made smaller by ten tries at most:
+# left to itself that takes most of the time.
+FUZZERS   := bpf/FuzzPrograms cmd/xvlan/FuzzConfig cmd/xvlan/FuzzWords cmd/xvlan/FuzzCapture
+FUZZ_TIME ?= 60s
+
+.PHONY: fuzz
+fuzz: ## look for what upsets programs and parsers, as root; each for FUZZ_TIME, 60s by default
+	$(call need,$(NEED_GO) $(NEED_TEST))
+	for f in $(FUZZERS); do \
+	  $(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" \
+	    go test -run '^$$' -fuzz "^$${f##*/}\$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 10x ./$${f%/*}; done
+
 .PHONY: referee
 referee: ## compare every outcome with the kernel's own drivers, on this kernel, as root; takes minutes
 	$(call need,$(NEED_GO) $(NEED_TEST))

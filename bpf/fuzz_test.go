@@ -25,8 +25,9 @@ func tableFrames() [][]byte {
 	return frames
 }
 
-// FuzzPrograms looks for frames that are changed where they must not be, and
-// for frames that are not counted exactly once.
+// FuzzPrograms looks for frames that are changed where they must not be, for
+// frames that are not counted exactly once, and for frames that the dry run
+// decides otherwise.
 func FuzzPrograms(f *testing.F) {
 	w, moded, routed := usualWorld(f), modesWorld(f), routedWorld(f)
 	moded.meta.Sources = 0 // their copies come besides
@@ -71,8 +72,13 @@ type fuzzed struct {
 func fuzzRun(t *testing.T, w *world, prog string, from uint32, frame []byte) (r fuzzed) {
 	t.Helper()
 	w.clearStats(t)
+	dry := w.decide(t, prog, from, frame) // first, as the programs learn
 	r.ret, r.out = w.run(t, prog, from, frame, 0)
-	for _, h := range w.counted(t) {
+	counted := w.counted(t)
+	if !changesAddrs(&dry) {
+		wantDecision(t, dry, r.ret, counted, r.out)
+	}
+	for _, h := range counted {
 		switch {
 		case h.verdict == learnDup:
 			// A routed one's advertisement tells two addresses: its source and its target.
@@ -90,6 +96,15 @@ func fuzzRun(t *testing.T, w *world, prog string, from uint32, frame []byte) (r 
 		}
 	}
 	return r
+}
+
+// changesAddrs reports whether a frame would make an address be learned or
+// forgotten: it may be the very one that the frame is for, and the dry run, which
+// changes nothing, still finds it.
+func changesAddrs(d *bpf.Decision) bool {
+	return slices.ContainsFunc(d.Steps, func(s bpf.TraceStep) bool {
+		return s.Kind == bpf.TraceStepKindSTEP_LEARN || s.Kind == bpf.TraceStepKindSTEP_YIELD
+	})
 }
 
 // is reports whether the program counted one fate of the frame's own.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"testing"
@@ -69,14 +70,16 @@ func (h hit) String() string {
 func (w *world) counted(tb testing.TB) []hit {
 	tb.Helper()
 	var hits []hit
-	for id := range w.meta.Capacity + 1 {
-		var cpus []bpf.XvlanSubStats
-		if err := w.coll.Maps[bpf.XvlanMapStats].Lookup(id, &cpus); err != nil {
-			tb.Fatalf("look up stats of %d: %v", id, err)
-		}
-		for v := range cpus[0].Verdict {
+	ids, perCPU, cpus := w.allStats()
+	// The end of the map ends the batch.
+	n, err := w.coll.Maps[bpf.XvlanMapStats].BatchLookup(new(ebpf.MapBatchCursor), ids, perCPU, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) || n != len(ids) {
+		tb.Fatalf("look up stats of %d, got %d: %v", len(ids), n, err)
+	}
+	for i, id := range ids {
+		for v := range perCPU[0].Verdict {
 			h := hit{id: id, verdict: bpf.XvlanVerdict(v)}
-			for _, cpu := range cpus {
+			for _, cpu := range perCPU[i*cpus : (i+1)*cpus] {
 				h.packets += cpu.Verdict[v].Packets
 				h.bytes += cpu.Verdict[v].Bytes
 			}
@@ -88,11 +91,20 @@ func (w *world) counted(tb testing.TB) []hit {
 	return hits
 }
 
+// allStats is room for all counters of all CPUs, in the order of the ids.
+func (w *world) allStats() (ids []uint32, perCPU []bpf.XvlanSubStats, cpus int) {
+	for id := range w.meta.Capacity + 1 {
+		ids = append(ids, id)
+	}
+	cpus = ebpf.MustPossibleCPU()
+	return ids, make([]bpf.XvlanSubStats, len(ids)*cpus), cpus
+}
+
 func (w *world) clearStats(tb testing.TB) {
 	tb.Helper()
-	zero := make([]bpf.XvlanSubStats, ebpf.MustPossibleCPU())
-	for id := range w.meta.Capacity + 1 {
-		w.put(tb, bpf.XvlanMapStats, id, zero)
+	ids, zero, _ := w.allStats()
+	if _, err := w.coll.Maps[bpf.XvlanMapStats].BatchUpdate(ids, zero, nil); err != nil {
+		tb.Fatalf("clear stats: %v", err)
 	}
 }
 
