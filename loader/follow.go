@@ -32,6 +32,10 @@ func (p *parent) follow() error {
 			learned[a.ID] = append(learned[a.ID], a.Addr)
 		}
 	}
+	if err := p.h.listDevices(subs); err != nil {
+		return err
+	}
+	defer p.h.forgetDevices()
 	has := map[maps.ID]map[netip.Addr]bool{} // what the devices of IP-keyed ones have
 	for i, s := range subs {
 		id := maps.ID(i)
@@ -102,15 +106,15 @@ type legs struct {
 
 // legs finds both ends by the host leg; nil if it is gone.
 func (h *Host) legs(leg int, name string) (*legs, error) {
-	outer, err := h.nl.LinkByIndex(leg)
-	if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && outer.Attrs().Name != name {
+	outer, err := h.device(ownSpace, leg)
+	if errors.Is(err, unix.ENODEV) || err == nil && outer.Attrs().Name != name {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("find host leg: %w", err)
 	}
 	nsid := outer.Attrs().NetNsID
-	inner, err := linkIn(nsid, outer.Attrs().ParentIndex)
+	inner, err := h.device(nsid, outer.Attrs().ParentIndex)
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) {
 		return nil, nil
 	}

@@ -343,16 +343,21 @@ func (h *Host) sweepKernel() error {
 	if err != nil {
 		return err
 	}
-	links, err := whole(h.nl.LinkList)
+	own, err := openSpace("")
 	if err != nil {
-		return fmt.Errorf("list devices: %w", err)
+		return err
+	}
+	defer own.close()
+	links, err := own.kernelDevices()
+	if err != nil {
+		return err
 	}
 	parents := map[int]bool{}
 	for _, k := range pending {
 		parents[k.link.Attrs().ParentIndex] = true
 	}
 	for _, l := range links {
-		if index, id, ok := parseLeg(l.Attrs().Name); ok && id == 0 && l.Type() != "veth" {
+		if index, id, ok := parseLeg(l.Attrs().Name); ok && id == 0 {
 			parents[index] = true
 		}
 	}
@@ -404,9 +409,9 @@ func (h *Host) findKernel(index int, alias string) ([]kernelLink, error) {
 // kernelLinksIn finds those in one namespace, from which home is the id of the
 // parent's.
 func kernelLinksIn(s *space, index int, alias string, home int) ([]kernelLink, error) {
-	links, err := whole(s.nl.LinkList)
+	links, err := s.kernelDevices()
 	if err != nil {
-		return nil, fmt.Errorf("list devices%s: %w", s.where(), err)
+		return nil, err
 	}
 	var all []kernelLink
 	for _, l := range links {

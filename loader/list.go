@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/maps"
@@ -213,6 +212,12 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, onl
 	if err != nil {
 		return nil, err
 	}
+	if only == 0 {
+		if err := h.listDevices(subs); err != nil {
+			return nil, err
+		}
+		defer h.forgetDevices()
+	}
 	byID := map[maps.ID][]LinkAddr{}
 	for _, a := range addrs {
 		if a.Origin != maps.Reserved && subs[a.ID].Gen == a.Gen {
@@ -299,26 +304,6 @@ func fill(l *Link, dev netlink.Link) {
 	a := dev.Attrs()
 	l.Name, l.Index, l.Flags, l.MTU, l.MAC = a.Name, a.Index, a.RawFlags, a.MTU, a.HardwareAddr
 	l.OperState = strings.ToUpper(a.OperState.String())
-}
-
-// linkIn reads a device in another namespace by that namespace's id, which
-// needs no way to open it (Linux 4.20). A negative id is the own namespace.
-func linkIn(nsid, index int) (netlink.Link, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	if nsid >= 0 {
-		req.AddData(nl.NewRtAttr(unix.IFLA_TARGET_NETNSID, nl.Uint32Attr(uint32(nsid))))
-	}
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, 0)
-	if err != nil {
-		return nil, err
-	}
-	if len(msgs) != 1 {
-		return nil, fmt.Errorf("read device %d: %d answers", index, len(msgs))
-	}
-	return netlink.LinkDeserialize(nil, msgs[0])
 }
 
 // fromKernel describes a device of the kernel rung.

@@ -45,6 +45,8 @@ type Host struct {
 
 	stays bool     // see Serve
 	watch *watched // what Serve listens to; nil for everybody else
+
+	listed map[int]map[int]netlink.Link // see listDevices
 }
 
 // Open prepares a Host for the calling thread's network namespace. It changes

@@ -36,3 +36,31 @@ func TestCallsDoNotGrow(t *testing.T) {
 	}
 	w.must(t, "parent detach eth0")
 }
+
+// Looking asks for the devices of many as for those of few more: by lists.
+func TestLooksDoNotGrow(t *testing.T) {
+	w := seal(t)
+	messages := func() (n int) {
+		tr := w.trace(t, "link show", "")
+		if tr.code != exitOK {
+			t.Fatalf("exit status %d\n%s", tr.code, tr.err)
+		}
+		for _, c := range tr.calls {
+			if c.name == "sendto" {
+				n++
+			}
+		}
+		return n
+	}
+	var counts []int
+	for _, n := range []int{20, 40} {
+		for i := len(w.links(t)); i < n; i++ {
+			w.must(t, fmt.Sprintf("link add link eth0 c%d netns %s type macvlan mode bridge", i, w.inside.Name()))
+		}
+		counts = append(counts, messages())
+	}
+	if counts[0] == 0 || counts[0] != counts[1] {
+		t.Errorf("netlink is sent %d messages for 20 sub-interfaces and %d for 40", counts[0], counts[1])
+	}
+	w.must(t, "parent detach eth0")
+}

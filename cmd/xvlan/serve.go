@@ -86,7 +86,7 @@ func (w *web) start(address string) (end func() error, err error) {
 	if err != nil {
 		return nil, usagef("listen %s: write it as 127.0.0.1:10973: %v", address, err)
 	}
-	registry := prometheus.NewPedanticRegistry()
+	registry := prometheus.NewRegistry()
 	for _, c := range []prometheus.Collector{
 		metrics.New(w.read, version(), w.log),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
