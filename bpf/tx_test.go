@@ -159,6 +159,13 @@ func TestTxMTU(t *testing.T) {
 		sent("parent's MTU raised", macAway, frame(mtu)),
 		refused("parent's MTU raised, over", macAway, overMTU, frame(mtu+1)),
 	})
+
+	w.meta.Mtu, w.meta.Ifindex = 0, 0
+	checkAll(t, w, bpf.XvlanProgXvlanTx, []frameCase{
+		refused("parent gone", macAway, inactive, frame(60)),
+		refused("parent gone, over", ipAway, inactive, frame(mtu+1)),
+		refused("parent gone, group-addressed", macAway, inactive, set(frame(60), 0, broadcastMAC[:]...)),
+	})
 }
 
 // A frame cut anywhere goes out with what is left of it rewritten, or is

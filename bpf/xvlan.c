@@ -732,7 +732,7 @@ static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub,
 
 /* A container may raise its leg's MTU, and a redirect checks none. The cached
  * MTU spares the usual frame a helper; the helper sees the parent's real one,
- * and the segments of GSO packets. */
+ * and the segments of GSO packets. While the parent is gone the MTU is 0. */
 static __always_inline bool over_mtu(struct frame *f)
 {
 	__u32 max = f->l3 + meta.mtu + (is_vlan(f->proto_be) ? 4 : 0);
@@ -740,7 +740,8 @@ static __always_inline bool over_mtu(struct frame *f)
 
 	if (!f->skb->gso_size && f->skb->len <= max)
 		return false;
-	return bpf_check_mtu(f->skb, meta.ifindex, &len, 0,
+	return !meta.ifindex ||
+	       bpf_check_mtu(f->skb, meta.ifindex, &len, 0,
 			     f->skb->gso_size ? BPF_MTU_CHK_SEGS : 0) != BPF_MTU_CHK_RET_SUCCESS;
 }
 
@@ -1057,7 +1058,7 @@ int xvlan_tx(struct __sk_buff *skb)
 	if (!sub)
 		return drop(skb, 0, VERDICT_DROP_INACTIVE, size);
 	if (over_mtu(&f))
-		return drop(skb, me, VERDICT_DROP_MTU, size);
+		return drop(skb, me, meta.ifindex ? VERDICT_DROP_MTU : VERDICT_DROP_INACTIVE, size);
 	if (sub->kind == KIND_IPVLAN) {
 		if (!ip_keyed_out(&f, sub, me))
 			return drop(skb, me, VERDICT_DROP_MALFORMED, size);

@@ -52,7 +52,8 @@ enum verdict {
 	VERDICT_DROP_MODE,	/* sub-interface sent what its mode does not carry, or keeps from
 				   siblings */
 	VERDICT_DROP_ROUTE,	/* sub-interface: the parent's namespace has no route for it */
-	VERDICT_DROP_INACTIVE,	/* parent: sent by a leg that has no sub-interface any more */
+	VERDICT_DROP_INACTIVE,	/* sub-interface: sent while the parent is gone; parent: by a leg
+				   that has no sub-interface any more */
 	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
 	VERDICT_GROUP_MANY,	/* no fate: it is in so many groups that it gets all */
 	VERDICT_MAX,
@@ -210,8 +211,8 @@ struct sub {
 struct parent {
 	__u32 schema;
 	__u32 capacity; /* highest id */
-	__u32 ifindex;
-	__u32 mtu; /* the parent's, without the Ethernet header */
+	__u32 ifindex;	/* 0 while it is gone */
+	__u32 mtu;	/* the parent's, without the Ethernet header; 0 likewise */
 	enum policy policy;
 	__u32 passthru;	  /* id of the sub-interface that gets all unicast, 0 for none */
 	__u32 sources;	  /* number of sub-interfaces in source mode */

@@ -56,7 +56,7 @@ func (p *parent) announceAll(pick func(maps.Sub) bool) {
 }
 
 func (p *parent) announce(id maps.ID, sub maps.Sub) error {
-	nsid, inner, err := p.h.inner(sub.Leg, legName(p.rec.Index, id))
+	nsid, inner, err := p.h.inner(sub.Leg, p.legName(id))
 	if inner == nil || err != nil || inner.Attrs().RawFlags&unix.IFF_UP == 0 {
 		return err // gone meanwhile, or it will announce itself when it comes up
 	}

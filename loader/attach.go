@@ -33,7 +33,8 @@ const (
 // parent is an attached parent whose lock is held.
 type parent struct {
 	h    *Host
-	link netlink.Link
+	link netlink.Link // nil while it is gone
+	key  int          // of its folder
 	dir  string
 	maps *maps.Set
 	rec  maps.Parent
@@ -45,16 +46,34 @@ func (p *parent) close() {
 	}
 }
 
+func (p *parent) folder() folder { return p.h.folder(p.key) }
+
+func (p *parent) legName(id maps.ID) string { return legName(p.key, id) }
+
 // open opens what is attached to a device; nil if nothing is. The caller holds
 // the lock.
 func (h *Host) open(l netlink.Link) (*parent, error) {
-	dir := h.folder(l.Attrs().Index).path()
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil, hidden()
-	} else if err != nil {
-		return nil, fmt.Errorf("find pins of %s: %w", l.Attrs().Name, err)
+	f, ok, err := h.folderOf(l.Attrs().Index)
+	if err != nil {
+		return nil, err
 	}
-	set, err := openMaps(dir, l.Attrs().Name)
+	if !ok {
+		return nil, hidden()
+	}
+	p, err := h.openFolder(f)
+	if p != nil {
+		p.link = l
+	}
+	return p, err
+}
+
+// openFolder opens a parent that is still to be located; nil if it is detached.
+// The caller holds the lock.
+func (h *Host) openFolder(f folder) (*parent, error) {
+	set, err := openMaps(f.path(), h.nameOf(f.key))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +81,7 @@ func (h *Host) open(l netlink.Link) (*parent, error) {
 	if err != nil {
 		return nil, errors.Join(err, set.Close())
 	}
-	return &parent{h: h, link: l, dir: dir, maps: set, rec: rec}, nil
+	return &parent{h: h, key: f.key, dir: f.path(), maps: set, rec: rec}, nil
 }
 
 // openMaps opens the maps in a folder; its errors name the parent.
@@ -85,24 +104,28 @@ func (h *Host) attach(l netlink.Link, rung Rung, spec AttachSpec) (*parent, erro
 	if err := ensureFS(); err != nil {
 		return nil, err
 	}
-	dir := h.folder(l.Attrs().Index).path() + building
-	if err := h.teardown(l.Attrs().Index, dir); err != nil {
-		return nil, fmt.Errorf("clear what an interrupted attach left: %w", err)
-	}
-	if err := errors.Join(h.removeLegs(l.Attrs().Index), h.removePending(l.Attrs().Index)); err != nil {
+	f, _, err := h.folderOf(l.Attrs().Index)
+	if err != nil {
 		return nil, err
 	}
-	p, err := h.build(l, dir, rung, spec)
+	dir := f.path() + building
+	if err := h.teardown(f, dir); err != nil {
+		return nil, fmt.Errorf("clear what an interrupted attach left: %w", err)
+	}
+	if err := errors.Join(h.removeLegs(f.key), h.removePending(l.Attrs().Index)); err != nil {
+		return nil, err
+	}
+	p, err := h.build(l, f, dir, rung, spec)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("attach to %s: %w", l.Attrs().Name, err),
-			h.teardown(l.Attrs().Index, dir))
+			h.teardown(f, dir))
 	}
 	return p, nil
 }
 
 // build loads everything into the folder dir, attaches it, and renames the
 // folder to its final name: whoever finds that, finds it complete.
-func (h *Host) build(l netlink.Link, dir string, rung Rung, spec AttachSpec) (*parent, error) {
+func (h *Host) build(l netlink.Link, f folder, dir string, rung Rung, spec AttachSpec) (*parent, error) {
 	if spec.Capacity == 0 {
 		spec.Capacity = DefaultCapacity
 	}
@@ -116,7 +139,7 @@ func (h *Host) build(l netlink.Link, dir string, rung Rung, spec AttachSpec) (*p
 		return nil, err
 	}
 	attrs := l.Attrs()
-	p := &parent{h: h, link: l, dir: dir, maps: set, rec: maps.Parent{
+	p := &parent{h: h, link: l, key: f.key, dir: dir, maps: set, rec: maps.Parent{
 		Schema:      bpf.Schema,
 		Capacity:    spec.Capacity,
 		Index:       attrs.Index,
@@ -131,7 +154,7 @@ func (h *Host) build(l netlink.Link, dir string, rung Rung, spec AttachSpec) (*p
 	if err := p.hook(coll); err != nil {
 		return nil, errors.Join(err, set.Close())
 	}
-	p.dir = h.folder(attrs.Index).path()
+	p.dir = f.path()
 	if err := os.Rename(dir, p.dir); err != nil {
 		return nil, errors.Join(fmt.Errorf("publish pins: %w", err), set.Close())
 	}
@@ -150,18 +173,7 @@ func (p *parent) hook(coll *ebpf.Collection) error {
 	if err := p.attachRung(coll); err != nil {
 		return err
 	}
-	if p.link.Attrs().RawFlags&unix.IFF_ALLMULTI == 0 {
-		p.rec.SetAllmulti = true
-		if err := p.save(); err != nil {
-			return err
-		}
-		// A NIC filters multicast, above all 33:33:ff:..., without which
-		// no sub-interface's IPv6 address is found.
-		if err := p.h.nl.LinkSetAllmulticastOn(p.link); err != nil {
-			return fmt.Errorf("turn allmulticast on: %w", err)
-		}
-	}
-	return nil
+	return p.prepare()
 }
 
 // pinAll makes a folder and pins maps and programs in it.
@@ -191,11 +203,13 @@ func (p *parent) attachRung(coll *ebpf.Collection) error {
 	if err != nil || p.rec.Rung != maps.RungXDP {
 		return err
 	}
-	err = attachXDP(index, coll.Programs[bpf.XvlanProgXvlanXdp], filepath.Join(p.dir, pinXDP))
-	if err == nil {
-		return nil
-	}
-	if !unsupported(err) {
+	return p.stepDown(attachXDP(index, coll.Programs[bpf.XvlanProgXvlanXdp], filepath.Join(p.dir, pinXDP)))
+}
+
+// stepDown makes of an error of attaching XDP that the parent stands a rung lower,
+// if that is what it says and XDP was not asked for.
+func (p *parent) stepDown(err error) error {
+	if err == nil || !unsupported(err) {
 		return err
 	}
 	if p.rec.Reason == askedFor {
@@ -211,7 +225,7 @@ func (p *parent) save() error { return p.maps.PutParent(p.rec) }
 // teardown removes all that stands in a folder, complete or not: sub-interfaces,
 // programs, and what was changed on the parent, which may be gone itself. The
 // caller holds the lock.
-func (h *Host) teardown(index int, dir string) error {
+func (h *Host) teardown(f folder, dir string) error {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	} else if err != nil {
@@ -227,7 +241,7 @@ func (h *Host) teardown(index int, dir string) error {
 	// First of all it loses its final name: an interrupted teardown is then
 	// gone on with by the next command, not taken for an attached parent.
 	if !strings.HasSuffix(dir, building) {
-		if err := h.teardown(index, dir+building); err != nil {
+		if err := h.teardown(f, dir+building); err != nil {
 			return err
 		}
 		if err := os.Rename(dir, dir+building); err != nil {
@@ -238,17 +252,17 @@ func (h *Host) teardown(index int, dir string) error {
 	if set == nil { // nothing was attached yet, or all is detached already
 		return removePins(dir)
 	}
-	l, err := h.nl.LinkByIndex(index)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		l = nil // the parent is gone with all it had
-	} else if err != nil {
-		return fmt.Errorf("find device %d: %w", index, err)
-	}
 	rec, err := set.Parent()
 	if err != nil {
 		return err
 	}
-	p := &parent{h: h, link: l, dir: dir, maps: set, rec: rec}
+	p := &parent{h: h, key: f.key, dir: dir, maps: set, rec: rec}
+	if p.link, err = h.parentDevice(f, dir, rec); err != nil {
+		return err
+	}
+	if p.link != nil && p.link.Attrs().Index != rec.Index {
+		p.link = nil // another one, which has not been touched
+	}
 	if err := p.removeAll(); err != nil {
 		return err
 	}
@@ -304,7 +318,7 @@ func (h *Host) Attach(name string, spec AttachSpec) error {
 		}
 		defer p.close()
 		if err := p.refresh(); err != nil {
-			return errors.Join(err, h.teardown(p.rec.Index, p.dir))
+			return errors.Join(err, h.teardown(p.folder(), p.dir))
 		}
 		return nil
 	}
@@ -330,9 +344,13 @@ func (p *parent) checkCapacity(want uint32) error {
 	return fmt.Errorf("parent %s: capacity %d: %w: it was attached for %d; detach it first", p.rec.Name, want, ErrExists, p.rec.Capacity)
 }
 
-// Detach removes all sub-interfaces of a parent and leaves it as it was found.
+// Detach removes all sub-interfaces of a parent, which may be gone, and leaves it
+// as it was found.
 func (h *Host) Detach(name string) error {
 	l, unlock, err := h.lockParent(name)
+	if errors.Is(err, ErrNotFound) {
+		return h.detachGone(name, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -360,7 +378,52 @@ func (h *Host) Detach(name string) error {
 		return nil
 	}
 	p.close()
-	return h.teardown(l.Attrs().Index, p.dir)
+	return h.teardown(p.folder(), p.dir)
+}
+
+// detachGone is Detach for a parent that is gone; otherwise it fails as it was
+// found not to be there.
+func (h *Host) detachGone(name string, notFound error) error {
+	p, unlock, err := h.lockGone(name)
+	if err != nil {
+		return err
+	}
+	if p == nil {
+		return notFound
+	}
+	defer unlock()
+	p.close()
+	return h.teardown(p.folder(), p.dir)
+}
+
+// lockGone finds a parent that is gone by the name that it had, and takes its lock;
+// nil if there is none.
+func (h *Host) lockGone(name string) (*parent, func(), error) {
+	if err := h.sweepDead(); err != nil {
+		return nil, nil, err
+	}
+	all, err := folders()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, f := range all {
+		if rec, err := maps.ReadParent(f.path()); f.cookie != h.cookie || err != nil || rec.Index != 0 || rec.Name != name {
+			continue
+		}
+		p, unlock, err := h.lockFolder(f)
+		if err != nil {
+			return nil, nil, err
+		}
+		if p == nil {
+			continue
+		}
+		if p.link == nil && p.rec.Name == name {
+			return p, unlock, nil
+		}
+		p.close()
+		unlock()
+	}
+	return nil, nil, nil
 }
 
 // lockParent finds a parent and takes its lock.
@@ -375,16 +438,28 @@ func (h *Host) lockParent(name string) (netlink.Link, func(), error) {
 	if err := h.sweepDead(); err != nil {
 		return nil, nil, err
 	}
-	unlock, err := lockFile(h.folder(l.Attrs().Index).String())
+	f, _, err := h.folderOf(l.Attrs().Index)
 	if err != nil {
 		return nil, nil, err
 	}
-	// It may have been changed, or removed, while the lock was waited for.
-	if l, err = h.parentLink(name); err != nil {
+	for {
+		unlock, err := lockFile(f.String())
+		if err != nil {
+			return nil, nil, err
+		}
+		// It may have been changed, or removed, while the lock was waited for.
+		was := f
+		if l, err = h.parentLink(name); err == nil {
+			f, _, err = h.folderOf(l.Attrs().Index)
+		}
+		if err == nil && f == was {
+			return l, unlock, nil
+		}
 		unlock()
-		return nil, nil, err
+		if err != nil {
+			return nil, nil, err
+		}
 	}
-	return l, unlock, nil
 }
 
 // openOn opens what is attached to a device, nil if nothing is, and says which

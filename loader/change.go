@@ -83,12 +83,13 @@ func (h *Host) findIn(sel Selector) (l Link, ok bool, err error) {
 			return l, false, fmt.Errorf("read id of netns %s: %w", s.name, err)
 		}
 	}
-	index, id, isLeg := parseLeg(leg.Attrs().Name)
+	key, id, isLeg := parseLeg(leg.Attrs().Name)
 	if !isLeg || leg.Attrs().ParentIndex != dev.Attrs().Index || leg.Attrs().NetNsID != nsid || s.own != (nsid < 0) {
 		return l, false, nil
 	}
-	err = h.readParent(h.folder(index), func(set *maps.Set, rec maps.Parent) error {
-		links, err := h.linksOf(set, rec, map[int]string{nsid: s.name}, id)
+	f := h.folder(key)
+	err = h.readParent(f, func(set *maps.Set, rec maps.Parent) error {
+		links, err := h.linksOf(f, set, rec, map[int]string{nsid: s.name}, id)
 		if len(links) == 1 && (sel.Parent == "" || sel.Parent == rec.Name) {
 			l, ok = links[0], true
 		}
@@ -181,30 +182,21 @@ func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func
 	if err != nil {
 		return err
 	}
-	l, unlock, err := h.lockParent(found.Parent)
-	if err != nil {
+	if found.Rung.Rung == maps.RungKernel {
+		return h.changeKernel(found, onKernel)
+	}
+	if err := h.sweepDead(); err != nil {
 		return err
 	}
-	defer unlock()
-	if found.Rung.Rung == maps.RungKernel {
-		links, err := h.kernelLinks(l.Attrs().Index)
-		if err != nil {
-			return err
-		}
-		for _, k := range links {
-			if k.link.Attrs().Name == found.Name && k.space == found.Netns {
-				return onKernel(k)
-			}
-		}
-		return gone(found)
-	}
-	p, err := h.open(l)
+	key, _, _ := parseLeg(found.Leg)
+	p, unlock, err := h.lockFolder(h.folder(key))
 	if err != nil {
 		return err
 	}
 	if p == nil {
 		return gone(found)
 	}
+	defer unlock()
 	defer p.close()
 	if err := p.refresh(); err != nil {
 		return err
@@ -217,6 +209,25 @@ func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func
 		return errors.Join(gone(found), p.detachIfEmpty())
 	}
 	return onOurs(p, found, sub)
+}
+
+// changeKernel is change on the kernel rung.
+func (h *Host) changeKernel(found Link, fn func(kernelLink) error) error {
+	l, unlock, err := h.lockParent(found.Parent)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	links, err := h.kernelLinks(l.Attrs().Index)
+	if err != nil {
+		return err
+	}
+	for _, k := range links {
+		if k.link.Attrs().Name == found.Name && k.space == found.Netns {
+			return fn(k)
+		}
+	}
+	return gone(found)
 }
 
 func gone(l Link) error {

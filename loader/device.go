@@ -27,13 +27,13 @@ const legMTU = 65535
 const portLegMTU = 3498
 
 // legName is the host leg's name, derived from what cannot repeat in its
-// namespace: 15 characters at most.
-func legName(index int, id maps.ID) string {
-	return "xv" + strconv.FormatInt(int64(index), 16) + "-" + strconv.FormatUint(uint64(id), 16)
+// namespace, the key of the parent's folder and the id: 15 characters at most.
+func legName(key int, id maps.ID) string {
+	return "xv" + strconv.FormatInt(int64(key), 16) + "-" + strconv.FormatUint(uint64(id), 16)
 }
 
 // parseLeg undoes legName; ok is false for any other name.
-func parseLeg(name string) (index int, id maps.ID, ok bool) {
+func parseLeg(name string) (key int, id maps.ID, ok bool) {
 	rest, found := strings.CutPrefix(name, "xv")
 	a, b, dash := strings.Cut(rest, "-")
 	i, err1 := strconv.ParseUint(a, 16, 31)
@@ -258,14 +258,14 @@ func (h *Host) delDevice(name string) error {
 
 // removeLegs deletes host legs that no record knows: of a parent whose maps
 // were lost with /run.
-func (h *Host) removeLegs(index int) error {
+func (h *Host) removeLegs(key int) error {
 	links, err := whole(h.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
 	var errs []error
 	for _, l := range links {
-		if of, _, ok := parseLeg(l.Attrs().Name); ok && of == index && l.Type() == "veth" {
+		if of, _, ok := parseLeg(l.Attrs().Name); ok && of == key && l.Type() == "veth" {
 			errs = append(errs, h.delDevice(l.Attrs().Name))
 		}
 	}

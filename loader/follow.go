@@ -66,7 +66,7 @@ func (p *parent) follow() error {
 // followOne follows an inner leg's place and MAC, and returns the addresses of
 // an IP-keyed one's; nil if it is gone.
 func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error) {
-	dev, err := p.h.legs(sub.Leg, legName(p.rec.Index, id))
+	dev, err := p.h.legs(sub.Leg, p.legName(id))
 	if dev == nil || err != nil {
 		return nil, err // gone meanwhile: the next sweep's
 	}
@@ -145,7 +145,7 @@ func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
 		if err := p.maps.PutSub(id, sub); err != nil || sub.Mode != maps.L3S {
 			return err
 		}
-		return p.h.tuneLeg(legName(p.rec.Index, id), sub)
+		return p.h.tuneLeg(p.legName(id), sub)
 	}
 	err := p.maps.PutMAC(0, sub.MAC, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given})
 	if errors.Is(err, ebpf.ErrKeyExist) {

@@ -223,27 +223,30 @@ func (p *parent) reattach(at hook) error {
 	if err != nil {
 		return fmt.Errorf("find device %d: %w", at.index, err)
 	}
+	if err := unpin(at.pin); err != nil {
+		return err
+	}
+	if err := p.attach(at); err != nil {
+		return fmt.Errorf("attach %s to %s again: %w", at.prog, dev.Attrs().Name, err)
+	}
+	p.h.log.Warn("somebody had detached a program: attached again", "parent", p.rec.Name, "device", dev.Attrs().Name, "program", at.prog)
+	return nil
+}
+
+// attach attaches a pinned program.
+func (p *parent) attach(at hook) error {
 	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, at.prog), nil)
 	if err != nil {
 		return fmt.Errorf("open pinned program: %w", err)
 	}
 	defer prog.Close()
-	if err := unpin(at.pin); err != nil {
-		return err
-	}
 	if at.prog == pinXDPProg {
-		err = attachXDP(at.index, prog, at.pin)
-	} else {
-		err = p.h.attachTC(at.index, prog, at.pin, func() error {
-			p.rec.AddClsact = p.rec.AddClsact || at.prog == pinRXProg
-			return p.save()
-		})
+		return attachXDP(at.index, prog, at.pin)
 	}
-	if err != nil {
-		return fmt.Errorf("attach %s to %s again: %w", at.prog, dev.Attrs().Name, err)
-	}
-	p.h.log.Warn("somebody had detached a program: attached again", "parent", p.rec.Name, "device", dev.Attrs().Name, "program", at.prog)
-	return nil
+	return p.h.attachTC(at.index, prog, at.pin, func() error {
+		p.rec.AddClsact = p.rec.AddClsact || at.prog == pinRXProg
+		return p.save()
+	})
 }
 
 // hasFilter tells whether a device has a filter of ours at clsact ingress.

@@ -362,7 +362,11 @@ func (h *Host) sweepKernel() error {
 		}
 	}
 	for index := range parents {
-		unlock, err := flock(h.folder(index).String(), unix.LOCK_EX|unix.LOCK_NB)
+		f, _, err := h.folderOf(index)
+		if err != nil {
+			return err
+		}
+		unlock, err := flock(f.String(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue
 		}
@@ -451,7 +455,7 @@ func (h *Host) kernelParents() ([]ParentInfo, error) {
 			return nil, fmt.Errorf("find parent of %s: %w", k.link.Attrs().Name, err)
 		}
 		a := l.Attrs()
-		all = append(all, ParentInfo{Links: 1, Parent: maps.Parent{
+		all = append(all, ParentInfo{Links: 1, folderKey: index, Parent: maps.Parent{
 			Index: index, MTU: a.MTU, Rung: maps.RungKernel, MAC: a.HardwareAddr, Name: a.Name, Reason: k.reason(),
 		}})
 	}

@@ -34,7 +34,7 @@ func (p *parent) inherit(was maps.Parent) error {
 }
 
 func (p *parent) inheritOne(id maps.ID, sub maps.Sub, was maps.Parent) error {
-	nsid, inner, err := p.h.inner(sub.Leg, legName(p.rec.Index, id))
+	nsid, inner, err := p.h.inner(sub.Leg, p.legName(id))
 	if inner == nil || err != nil {
 		return err // gone meanwhile: the next sweep's
 	}
@@ -75,9 +75,10 @@ func (p *parent) inheritOne(id maps.ID, sub maps.Sub, was maps.Parent) error {
 
 // inheritedMTU is what the kernel's drivers make of a change of the parent's
 // MTU: a macvlan's shrinks with it and never grows; an ipvlan's is the
-// parent's, unless it has one of its own, which theirs cannot.
+// parent's, unless it has one of its own, which theirs cannot. While the parent's
+// is not known, it stays.
 func inheritedMTU(kind maps.Kind, mtu, was, now int) int {
-	if mtu > now || kind == maps.Ipvlan && mtu == was {
+	if now != 0 && (mtu > now || kind == maps.Ipvlan && mtu == was) {
 		return now
 	}
 	return mtu
@@ -87,6 +88,9 @@ func inheritedMTU(kind maps.Kind, mtu, was, now int) int {
 // been given: there is one for both. The one found is put back in the end.
 func (p *parent) lead(id maps.ID, sub maps.Sub, inner netlink.Link) error {
 	mac := inner.Attrs().HardwareAddr
+	if p.link == nil {
+		return nil
+	}
 	if p.rec.FoundMAC == nil {
 		p.rec.FoundMAC = p.rec.MAC
 		if err := p.save(); err != nil {
@@ -122,7 +126,7 @@ func (p *parent) putMACBack() error {
 // up again sets them down; a look at a parent that is down must not be what
 // keeps its sub-interfaces down.
 func (p *parent) followState() error {
-	up := p.link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
+	up := p.link != nil && p.link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
 	if !up && !p.h.stays {
 		return nil
 	}
@@ -144,7 +148,7 @@ func (p *parent) setLegs(subs []maps.Sub, up bool) error {
 		if s.State != maps.Active {
 			continue
 		}
-		ifr, err := unix.NewIfreq(legName(p.rec.Index, maps.ID(i)))
+		ifr, err := unix.NewIfreq(p.legName(maps.ID(i)))
 		if err != nil {
 			return err
 		}
@@ -169,7 +173,7 @@ func (p *parent) setLegs(subs []maps.Sub, up bool) error {
 func (p *parent) followPromisc(id maps.ID, sub maps.Sub, inner netlink.Link) (maps.Sub, error) {
 	a := inner.Attrs()
 	want := a.Promisc > 0 && a.RawFlags&unix.IFF_UP != 0
-	if sub.Kind != maps.Macvlan || sub.Mode == maps.Passthru || want == sub.Promisc {
+	if p.link == nil || sub.Kind != maps.Macvlan || sub.Mode == maps.Passthru || want == sub.Promisc {
 		return sub, nil
 	}
 	if !want {

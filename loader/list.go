@@ -19,6 +19,7 @@ import (
 // Link is a sub-interface as it stands.
 type Link struct {
 	Parent    string
+	Orphan    bool   // its parent is gone, and expected back
 	Name      string // what it is called now, in its namespace
 	Netns     string // "" for the parent's; "nsid N" for one without a name
 	Index     int    // ifindex in its namespace
@@ -54,18 +55,23 @@ type LinkAddr struct {
 
 // ParentInfo is an attached parent as it stands.
 type ParentInfo struct {
-	maps.Parent
-	Links int        // sub-interfaces on it
-	Stats maps.Stats // of what was for none of them
+	maps.Parent            // its Index is 0 while it is gone
+	Links       int        // sub-interfaces on it
+	Stats       maps.Stats // of what was for none of them
+
+	folderKey int // on the kernel rung its Index
 }
+
+// Gone tells whether its device is gone, and expected back.
+func (p *ParentInfo) Gone() bool { return p.Index == 0 }
 
 // Parents lists the parents of this namespace by name: those attached, and
 // those that have sub-interfaces on the kernel rung, which attaches nothing and
 // so has no capacity, policy or counters.
 func (h *Host) Parents() ([]ParentInfo, error) {
 	var all []ParentInfo
-	err := h.eachParent(func(set *maps.Set, rec maps.Parent) error {
-		info := ParentInfo{Parent: rec}
+	err := h.eachParent(func(f folder, set *maps.Set, rec maps.Parent) error {
+		info := ParentInfo{Parent: rec, folderKey: f.key}
 		subs, err := set.Subs()
 		if err != nil {
 			return err
@@ -102,14 +108,16 @@ func (h *Host) Attached() ([]string, error) {
 		if f.cookie != h.cookie {
 			continue
 		}
-		l, err := h.nl.LinkByIndex(f.index)
-		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			continue
-		}
+		rec, there, err := f.record()
 		if err != nil {
-			return nil, fmt.Errorf("find device %d: %w", f.index, err)
+			return nil, err
 		}
-		names = append(names, l.Attrs().Name)
+		if there && rec.Name == "" {
+			rec.Name = h.nameOf(rec.Index)
+		}
+		if there {
+			names = append(names, rec.Name)
+		}
 	}
 	slices.Sort(names)
 	return names, nil
@@ -117,7 +125,7 @@ func (h *Host) Attached() ([]string, error) {
 
 // eachParent opens the maps of every complete parent of this namespace. One
 // that goes while it is looked at is passed over.
-func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {
+func (h *Host) eachParent(fn func(f folder, set *maps.Set, rec maps.Parent) error) error {
 	folders, err := folders()
 	if err != nil {
 		return err
@@ -126,7 +134,8 @@ func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {
 		if f.cookie != h.cookie {
 			continue
 		}
-		if err := h.readParent(f, fn); err != nil {
+		err := h.readParent(f, func(set *maps.Set, rec maps.Parent) error { return fn(f, set, rec) })
+		if err != nil {
 			return err
 		}
 	}
@@ -135,7 +144,7 @@ func (h *Host) eachParent(fn func(set *maps.Set, rec maps.Parent) error) error {
 
 // readParent opens the maps of one parent, if it is there.
 func (h *Host) readParent(f folder, fn func(set *maps.Set, rec maps.Parent) error) error {
-	set, err := openMaps(f.path(), h.nameOf(f.index))
+	set, err := openMaps(f.path(), h.nameOf(f.key))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -166,8 +175,8 @@ func (h *Host) Links() ([]Link, error) {
 		return nil, err
 	}
 	var all []Link
-	err = h.eachParent(func(set *maps.Set, rec maps.Parent) error {
-		links, err := h.linksOf(set, rec, names, 0)
+	err = h.eachParent(func(f folder, set *maps.Set, rec maps.Parent) error {
+		links, err := h.linksOf(f, set, rec, names, 0)
 		all = append(all, links...)
 		return err
 	})
@@ -190,7 +199,7 @@ func (h *Host) Links() ([]Link, error) {
 }
 
 // linksOf lists a parent's sub-interfaces, or the one of an id that is not 0.
-func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, only maps.ID) ([]Link, error) {
+func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]string, only maps.ID) ([]Link, error) {
 	subs, err := set.Subs()
 	if err != nil {
 		return nil, err
@@ -231,8 +240,8 @@ func (h *Host) linksOf(set *maps.Set, rec maps.Parent, names map[int]string, onl
 			continue
 		}
 		l := Link{
-			Parent: rec.Name, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
-			ID: id, Leg: legName(rec.Index, id), Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
+			Parent: rec.Name, Orphan: rec.Index == 0, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
+			ID: id, Leg: legName(f.key, id), Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
 		}
 		if s.Kind == maps.Ipvlan {
 			l.WireMAC = rec.MAC
@@ -261,6 +270,9 @@ func (h *Host) noPromisc(index int, made bool) (*bool, error) {
 		return &no, nil
 	}
 	parent, err := h.nl.LinkByIndex(index)
+	if index == 0 || errors.As(err, new(netlink.LinkNotFoundError)) {
+		return &no, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("find device %d: %w", index, err)
 	}

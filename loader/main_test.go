@@ -237,7 +237,7 @@ func wipe(t *testing.T, h *Host) {
 			continue
 		}
 		for _, dir := range []string{f.path() + building, f.path()} {
-			if err := h.teardown(f.index, dir); err != nil {
+			if err := h.teardown(f, dir); err != nil {
 				t.Errorf("clean up: %v", err)
 			}
 			if err := removePins(dir); err != nil {

@@ -128,7 +128,7 @@ func grown(was, is maps.Stats) (delta maps.Stats, ok bool) {
 // read reads the maps of all parents.
 func (m *Meter) read() ([]reading, error) {
 	var all []reading
-	err := m.h.eachParent(func(set *maps.Set, _ maps.Parent) error {
+	err := m.h.eachParent(func(_ folder, set *maps.Set, _ maps.Parent) error {
 		instance, err := set.Instance()
 		if err != nil {
 			return err
@@ -177,12 +177,12 @@ func (m *Meter) look() error {
 	if err != nil {
 		return err
 	}
-	err = m.h.eachParent(func(set *maps.Set, rec maps.Parent) error {
+	err = m.h.eachParent(func(f folder, set *maps.Set, rec maps.Parent) error {
 		instance, err := set.Instance()
 		if err != nil {
 			return err
 		}
-		links, err := m.h.linksOf(set, rec, names, 0)
+		links, err := m.h.linksOf(f, set, rec, names, 0)
 		for _, l := range links {
 			m.put(meterKey{set: instance, id: l.ID, gen: l.gen}, l).kernel = kernelLink{}
 		}

@@ -23,7 +23,11 @@ import (
 // interrupted before also leaves the old one, but the new programs where they are
 // attached already, and is begun anew by the next call. The caller holds the lock.
 func (h *Host) migrate(l netlink.Link) error {
-	dir := h.folder(l.Attrs().Index).path()
+	f, _, err := h.folderOf(l.Attrs().Index)
+	if err != nil {
+		return err
+	}
+	dir := f.path()
 	next := dir + carrying
 	if err := removePins(next); err != nil {
 		return fmt.Errorf("clear what an interrupted upgrade left: %w", err)
@@ -42,7 +46,7 @@ func (h *Host) migrate(l netlink.Link) error {
 	if err != nil {
 		return err
 	}
-	p := &parent{h: h, link: l, dir: dir, maps: set}
+	p := &parent{h: h, link: l, key: f.key, dir: dir, maps: set}
 	defer p.close()
 	if err := p.carry(old, coll, next); err != nil {
 		return errors.Join(fmt.Errorf("parent %s: carry maps over: %w", l.Attrs().Name, err), removePins(next))

@@ -65,11 +65,12 @@ type linkKey struct {
 }
 
 func (l *Link) key() linkKey       { return linkKey{l.Leg, l.gen} }
-func (p *ParentInfo) key() linkKey { return linkKey{leg: strconv.Itoa(p.Index)} }
+func (p *ParentInfo) key() linkKey { return linkKey{leg: strconv.Itoa(p.folderKey)} }
 
 // record is what of a sub-interface's record is changed without a message.
 type record struct {
-	parent int
+	parent int // key of its folder
+	index  int // of the parent itself
 	id     maps.ID
 	gen    uint32
 	state  maps.State
@@ -176,12 +177,12 @@ func (m *monitor) tellMissed() error {
 // which no message tells.
 func (m *monitor) stirred() (bool, error) {
 	var now []record
-	err := m.h.eachParent(func(set *maps.Set, rec maps.Parent) error {
-		now = append(now, record{parent: rec.Index, mode: maps.Mode(rec.Rung)})
+	err := m.h.eachParent(func(f folder, set *maps.Set, rec maps.Parent) error {
+		now = append(now, record{parent: f.key, index: rec.Index, mode: maps.Mode(rec.Rung)})
 		subs, err := set.Subs()
 		for i, s := range subs {
 			if s.State == maps.Active {
-				now = append(now, record{rec.Index, maps.ID(i), s.Gen, s.State, s.Mode, s.Class})
+				now = append(now, record{f.key, rec.Index, maps.ID(i), s.Gen, s.State, s.Mode, s.Class})
 			}
 		}
 		return err
@@ -211,8 +212,8 @@ func (m *monitor) look() error {
 	wasLinks, wasParents := m.links, m.parents
 	m.links, m.parents = []Link{}, nil
 	for _, l := range links {
-		index, id, ours := parseLeg(l.Leg) // on the kernel rung there is none
-		if ours && (m.w.parent == 0 || index == m.w.parent) && (m.w.only == 0 || id == m.w.only) {
+		key, id, ours := parseLeg(l.Leg) // on the kernel rung there is none
+		if ours && (m.w.parent == 0 || key == m.w.parent) && (m.w.only == 0 || id == m.w.only) {
 			m.links = append(m.links, l)
 		}
 	}
@@ -221,7 +222,7 @@ func (m *monitor) look() error {
 			continue
 		}
 		m.h.seen(-1, p.Index)
-		if m.w.parent == 0 || p.Index == m.w.parent && m.w.only == 0 {
+		if m.w.parent == 0 || p.folderKey == m.w.parent && m.w.only == 0 {
 			m.parents = append(m.parents, p)
 		}
 	}

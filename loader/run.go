@@ -31,13 +31,13 @@ const building = "-new"
 const carrying = "-next"
 
 // folder is where a parent's pins are, and the name of its lock: names and
-// indexes repeat between namespaces.
+// numbers repeat between namespaces.
 type folder struct {
 	cookie uint64 // of the network namespace
-	index  int    // of the parent
+	key    int    // of the parent: its first ifindex, see folderOf
 }
 
-func (f folder) String() string { return fmt.Sprintf("%d-%d", f.cookie, f.index) }
+func (f folder) String() string { return fmt.Sprintf("%d-%d", f.cookie, f.key) }
 
 func (f folder) path() string { return filepath.Join(pinRoot, f.String()) }
 
@@ -45,8 +45,8 @@ func (f folder) path() string { return filepath.Join(pinRoot, f.String()) }
 func parseFolder(name string) (f folder, ok bool) {
 	c, i, found := strings.Cut(name, "-")
 	cookie, err1 := strconv.ParseUint(c, 10, 64)
-	index, err2 := strconv.Atoi(i)
-	return folder{cookie, index}, found && err1 == nil && err2 == nil
+	key, err2 := strconv.Atoi(i)
+	return folder{cookie, key}, found && err1 == nil && err2 == nil
 }
 
 // folders lists the parents of all namespaces, complete ones or not.
@@ -76,7 +76,7 @@ func folders() ([]folder, error) {
 	return all, nil
 }
 
-func (h *Host) folder(index int) folder { return folder{h.cookie, index} }
+func (h *Host) folder(key int) folder { return folder{h.cookie, key} }
 
 // mounted tells whether the bpf file system is there.
 func mounted() (bool, error) {

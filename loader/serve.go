@@ -36,6 +36,7 @@ type watched struct {
 	fd      int
 	devices map[device]bool // parents, and both legs of their sub-interfaces
 	parents map[int]bool    // those among them that are to tell their neighbours who they are
+	gone    map[string]bool // names of parents that are to come back
 	busy    bool            // a parent was left to a command
 }
 
@@ -44,6 +45,19 @@ func (h *Host) seen(nsid, index int) {
 	if h.watch != nil {
 		h.watch.devices[device{nsid, index}] = true
 	}
+}
+
+// expect notes what Serve is to hear of a parent.
+func (h *Host) expect(p *parent) {
+	if h.watch == nil {
+		return
+	}
+	if p.link == nil {
+		h.watch.gone[p.rec.Name] = true
+		return
+	}
+	delete(h.watch.gone, p.rec.Name)
+	h.seen(-1, p.rec.Index)
 }
 
 // Serve follows, until ctx ends, what is done to the namespace's parents and
@@ -106,7 +120,7 @@ func (h *Host) keep(stop int, looked func(error)) error {
 		look := h.sweepParents
 		if time.Since(repaired) >= RepairTime {
 			look, repaired = h.Sweep, time.Now()
-			h.watch.devices, h.watch.parents = map[device]bool{}, map[int]bool{}
+			h.watch.devices, h.watch.parents, h.watch.gone = map[device]bool{}, map[int]bool{}, map[string]bool{}
 		}
 		h.watch.busy = false
 		err := look()
@@ -133,10 +147,10 @@ func (h *Host) keep(stop int, looked func(error)) error {
 	}
 }
 
-// release sets up the host legs that are down for a parent that is: nobody will
-// when it comes up.
+// release sets up the host legs that are down for a parent that is, or is gone:
+// nobody will when it comes up.
 func (h *Host) release() error {
-	return h.eachLiving(func(p *parent) error {
+	return h.eachAttached(func(p *parent) error {
 		subs, err := p.maps.Subs()
 		if err != nil {
 			return err
@@ -265,8 +279,9 @@ func (h *Host) concerns(m syscall.NetlinkMessage, nsid int) bool {
 			binary.NativeEndian.Uint32(event) == unix.IFLA_EVENT_NOTIFY_PEERS {
 			h.watch.parents[index] = true // a bond has another active port, say
 		}
-		_, _, leg := parseLeg(unix.ByteSliceToString(nested(attrs, unix.IFLA_IFNAME)))
-		return known || leg // a new one's
+		name := unix.ByteSliceToString(nested(attrs, unix.IFLA_IFNAME))
+		_, _, leg := parseLeg(name)
+		return known || leg /* a new one's */ || h.watch.gone[name]
 	case unix.RTM_DELQDISC, unix.RTM_DELTFILTER: // of which ours may have been one
 		return nsid < 0 && len(m.Data) >= sizeofTcMsg && h.watch.devices[device{-1, int(int32(binary.NativeEndian.Uint32(m.Data[4:])))}]
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:

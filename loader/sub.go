@@ -103,7 +103,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	if err := p.maps.PutSub(id, sub); err != nil {
 		return err
 	}
-	leg := legName(p.rec.Index, id)
+	leg := p.legName(id)
 	if sub.Leg, err = p.h.addVeth(leg, in, spec); err != nil {
 		return err
 	}
@@ -252,6 +252,9 @@ func (p *parent) legPin(id maps.ID) string {
 
 // openParent makes the parent receive what is for the sub-interface.
 func (p *parent) openParent(id maps.ID, sub maps.Sub, promisc bool) (maps.Sub, error) {
+	if p.link == nil {
+		return sub, nil
+	}
 	if sub.Keyed() && filters(p.link) {
 		return p.openFilter(id, sub)
 	}
@@ -300,7 +303,7 @@ func (p *parent) openFilter(id maps.ID, sub maps.Sub) (maps.Sub, error) {
 	err := p.uc(sub.MAC, true)
 	if errors.Is(err, unix.EEXIST) {
 		sub.UCFilter = false
-		return sub, nil
+		return sub, p.maps.PutSub(id, sub)
 	}
 	if err != nil {
 		return sub, fmt.Errorf("add %s to the unicast filter of %s: %w", sub.MAC, p.rec.Name, err)
@@ -352,7 +355,7 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 			return err
 		}
 	}
-	if err := p.h.delDevice(legName(p.rec.Index, id)); err != nil {
+	if err := p.h.delDevice(p.legName(id)); err != nil {
 		return err
 	}
 	if err := unpin(p.legPin(id)); err != nil {

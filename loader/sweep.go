@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -25,8 +26,8 @@ func (h *Host) Sweep() error {
 }
 
 func (h *Host) sweepParents() error {
-	return h.eachLiving(func(p *parent) error {
-		h.seen(-1, p.rec.Index)
+	return h.eachAttached(func(p *parent) error {
+		h.expect(p)
 		if err := errors.Join(p.refresh(), p.rehook(), p.follow()); err != nil {
 			return err
 		}
@@ -35,29 +36,52 @@ func (h *Host) sweepParents() error {
 	})
 }
 
-// eachLiving is sweep with each living parent opened.
-func (h *Host) eachLiving(fn func(p *parent) error) error {
-	return h.sweep(func(index int) error {
-		l, err := h.nl.LinkByIndex(index)
-		if err != nil {
-			return fmt.Errorf("find device %d: %w", index, err)
+// sweepDead is sweepParents for those that are gone, or have come back: what every
+// command owes those that it does not act on.
+func (h *Host) sweepDead() error {
+	return h.sweep(func(f folder) error {
+		rec, err := maps.ReadParent(f.path())
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, maps.ErrSchema) {
+			return nil // detached, or whoever acts on it says so
 		}
-		p, err := h.open(l)
-		if p == nil || err != nil {
+		if err != nil {
 			return err
 		}
-		defer p.close()
-		return fn(p)
+		l, err := h.parentDevice(f, f.path(), rec)
+		if err != nil || l == nil && rec.Index == 0 || l != nil && l.Attrs().Index == rec.Index {
+			return err
+		}
+		return h.located(f, func(*parent) error { return nil })
 	})
 }
 
-// sweepDead is sweepParents for those that are no more: what every command owes
-// those that it does not act on.
-func (h *Host) sweepDead() error { return h.sweep(func(int) error { return nil }) }
+// eachAttached is sweep with each parent opened and located.
+func (h *Host) eachAttached(fn func(p *parent) error) error {
+	return h.sweep(func(f folder) error { return h.located(f, fn) })
+}
 
-// sweep removes what is left of dead parents and of interrupted attaches, and
-// calls alive for each of this namespace's parents that lives, under its lock.
-func (h *Host) sweep(alive func(index int) error) error {
+func (h *Host) located(f folder, fn func(p *parent) error) error {
+	p, err := h.openFolder(f)
+	if p == nil || err != nil {
+		return err
+	}
+	defer p.close()
+	if err := p.locate(); err != nil {
+		return err
+	}
+	return fn(p)
+}
+
+// busy tells Serve to look again soon.
+func (h *Host) busy() {
+	if h.watch != nil {
+		h.watch.busy = true
+	}
+}
+
+// sweep removes what is left of dead namespaces and of interrupted attaches, and
+// calls fn for each of this namespace's parents, under its lock.
+func (h *Host) sweep(fn func(f folder) error) error {
 	if ok, err := mounted(); !ok || err != nil {
 		return err
 	}
@@ -76,13 +100,11 @@ func (h *Host) sweep(alive func(index int) error) error {
 		}
 		unlock, err := flock(f.String(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			if h.watch != nil {
-				h.watch.busy = true
-			}
+			h.busy()
 			continue
 		}
 		if err == nil {
-			err = h.sweepFolder(f, alive)
+			err = h.sweepFolder(f, fn)
 			unlock()
 		}
 		errs = append(errs, err)
@@ -90,7 +112,7 @@ func (h *Host) sweep(alive func(index int) error) error {
 	return errors.Join(errs...)
 }
 
-func (h *Host) sweepFolder(f folder, alive func(index int) error) error {
+func (h *Host) sweepFolder(f folder, fn func(f folder) error) error {
 	if f.cookie != h.cookie {
 		gone, err := f.dead()
 		if gone {
@@ -98,17 +120,10 @@ func (h *Host) sweepFolder(f folder, alive func(index int) error) error {
 		}
 		return err
 	}
-	if err := errors.Join(removePins(f.path()+carrying), h.teardown(f.index, f.path()+building)); err != nil {
+	if err := errors.Join(removePins(f.path()+carrying), h.teardown(f, f.path()+building)); err != nil {
 		return err
 	}
-	_, err := h.nl.LinkByIndex(f.index)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return h.teardown(f.index, f.path())
-	}
-	if err != nil {
-		return fmt.Errorf("find device %d: %w", f.index, err)
-	}
-	return alive(f.index)
+	return fn(f)
 }
 
 // dead tells that a folder's network namespace is gone, by the links in it:
@@ -135,8 +150,8 @@ func (f folder) dead() (bool, error) {
 }
 
 // refresh makes the maps agree with what is there: sub-interfaces that are
-// half made or whose device is gone, the parent's MAC, MTU and carrier, the
-// host's addresses.
+// half made or whose device is gone, what the parent is to receive, its MAC, MTU
+// and carrier, the host's addresses.
 func (p *parent) refresh() error {
 	if err := p.removeDead(); err != nil {
 		return err
@@ -148,7 +163,16 @@ func (p *parent) refresh() error {
 			return err
 		}
 	}
-	attrs := p.link.Attrs()
+	if p.link == nil {
+		return p.followState()
+	}
+	if err := p.prepare(); err != nil {
+		return err
+	}
+	attrs := *p.link.Attrs()
+	if p.rec.MTU == 0 && attrs.RawFlags&unix.IFF_UP == 0 {
+		attrs.MTU = 0 // it has come back, and may be given another yet
+	}
 	if p.rec.MTU != attrs.MTU || p.rec.MAC.String() != attrs.HardwareAddr.String() || p.rec.Name != attrs.Name {
 		was := p.rec
 		p.rec.MTU, p.rec.MAC, p.rec.Name = attrs.MTU, attrs.HardwareAddr, attrs.Name
@@ -182,7 +206,7 @@ func (p *parent) removeDead() error {
 	}
 	for i, s := range subs {
 		id := maps.ID(i)
-		if s.State == maps.Free || s.State == maps.Active && isLeg(fd, s.Leg, legName(p.rec.Index, id)) {
+		if s.State == maps.Free || s.State == maps.Active && isLeg(fd, s.Leg, p.legName(id)) {
 			continue
 		}
 		if err := p.remove(id, s); err != nil {
@@ -222,7 +246,7 @@ func (p *parent) detachIfEmpty() error {
 	if slices.ContainsFunc(subs, func(s maps.Sub) bool { return s.State != maps.Free }) {
 		return nil
 	}
-	return p.h.teardown(p.rec.Index, p.dir)
+	return p.h.teardown(p.folder(), p.dir)
 }
 
 // reserve enters the addresses that nobody may have: those of the host, on
@@ -320,5 +344,5 @@ func (p *parent) isInner(index int) (bool, error) {
 		return false, nil // its peer is gone or elsewhere: no leg of ours
 	}
 	of, _, ok := parseLeg(leg.Attrs().Name)
-	return ok && of == p.rec.Index, nil
+	return ok && of == p.key, nil
 }

@@ -62,7 +62,12 @@ func (h *Host) Trace(parent string, from *Selector, frame []byte) (Trace, error)
 	}
 	t := &tracer{h: h}
 	found := false
-	err = h.readParent(h.folder(l.Attrs().Index), func(set *maps.Set, rec maps.Parent) error {
+	f, _, err := h.folderOf(l.Attrs().Index)
+	if err != nil {
+		return Trace{}, err
+	}
+	t.key = f.key
+	err = h.readParent(f, func(set *maps.Set, rec maps.Parent) error {
 		found = true
 		return t.decide(set, rec, sender.ID, frame)
 	})
@@ -85,6 +90,7 @@ const minFrame = 14
 // A tracer runs the programs of a parent dry and puts their steps into words.
 type tracer struct {
 	h      *Host
+	key    int // of the parent's folder
 	rec    maps.Parent
 	subs   []maps.Sub
 	legs   map[uint64]maps.ID // by ifindex
@@ -136,7 +142,7 @@ func (t *tracer) know(set *maps.Set) (err error) {
 // inner returns a sub-interface's device, nil if it cannot be read.
 func (t *tracer) inner(id maps.ID) netlink.Link {
 	if _, known := t.inners[id]; !known {
-		_, dev, err := t.h.inner(t.sub(id).Leg, legName(t.rec.Index, id))
+		_, dev, err := t.h.inner(t.sub(id).Leg, legName(t.key, id))
 		if err != nil {
 			dev = nil // gone meanwhile: its record has a name, too
 		}

@@ -99,27 +99,3 @@ func (s *site) checkPlace(t *testing.T, e *end, want maps.Place) {
 		t.Errorf("%s: delivery is for place %d, want %d", e.name, got, want)
 	}
 }
-
-// TestParentDeleted deletes the parent under its sub-interfaces.
-func TestParentDeleted(t *testing.T) {
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
-		s := newSite(t, r, siteOption{})
-		s.populate(t)
-		s.host.ns.Run(t, "ip", "link", "del", parentDev)
-		s.sweep(t)
-		s.checkGone(t)
-		for _, e := range s.subs {
-			lab.Eventually(t, e.name+" goes with its parent", func() bool {
-				_, err := e.ns.Handle().LinkByName(e.dev)
-				return err != nil
-			})
-		}
-		// The name comes back with another device.
-		lab.Veth(t, s.host.ns, s.host.dev, s.wire.ns, s.wire.dev)
-		s.wire.ns.Addr(t, s.wire.dev, s.wire.ip4.String(), s.wire.ip6.String())
-		s.populate(t)
-		for _, e := range s.subs {
-			e.ping(t, s.wire.ip4.Addr())
-		}
-	})
-}

@@ -25,19 +25,24 @@ import (
 // call. Maps of an older schema are carried over into new ones, see migrate; those
 // of a newer are refused with maps.ErrSchema.
 func (h *Host) Upgrade(name string) (changed bool, err error) {
-	l, unlock, err := h.lockParent(name)
+	p, unlock, err := h.lockGone(name)
+	var l netlink.Link
+	if p == nil && err == nil {
+		l, unlock, err = h.lockParent(name)
+	}
 	if err != nil {
 		return false, err
 	}
 	defer unlock()
-	p, err := h.open(l)
-	if errors.Is(err, maps.ErrOlder) {
-		return true, h.migrate(l)
-	}
-	if err != nil {
-		return false, err
-	}
 	if p == nil {
+		p, err = h.open(l)
+	}
+	switch {
+	case errors.Is(err, maps.ErrOlder):
+		return true, h.migrate(l)
+	case err != nil:
+		return false, err
+	case p == nil:
 		return false, fmt.Errorf("parent %s: %w; it is attached with its first sub-interface, and nothing is on rung kernel", name, ErrNotFound)
 	}
 	defer p.close()
@@ -194,11 +199,20 @@ func (p *parent) hooks() ([]hook, error) {
 			all = append(all, hook{pinTX, s.Leg, p.legPin(maps.ID(i))})
 		}
 	}
-	all = append(all, hook{pinRXProg, p.rec.Index, filepath.Join(p.dir, pinRX)})
+	return append(all, p.parentHooks()...), nil
+}
+
+// parentHooks are those of hooks that are on the parent; there are none while it is
+// gone.
+func (p *parent) parentHooks() []hook {
+	if p.rec.Index == 0 {
+		return nil
+	}
+	all := []hook{{pinRXProg, p.rec.Index, filepath.Join(p.dir, pinRX)}}
 	if p.rec.Rung == maps.RungXDP {
 		all = append(all, hook{pinXDPProg, p.rec.Index, filepath.Join(p.dir, pinXDP)})
 	}
-	return all, nil
+	return all
 }
 
 // put attaches a program in place of what is there, in one step.

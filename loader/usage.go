@@ -30,14 +30,14 @@ type ProgramUse struct {
 // Usage looks at every attached parent of this namespace.
 func (h *Host) Usage() ([]Usage, error) {
 	var all []Usage
-	err := h.eachParent(func(set *maps.Set, rec maps.Parent) error {
+	err := h.eachParent(func(f folder, set *maps.Set, rec maps.Parent) error {
 		u := Usage{Parent: rec.Name}
 		var err error
 		if u.Maps, err = set.Use(); err != nil {
 			return fmt.Errorf("parent %s: %w", rec.Name, err)
 		}
 		for _, name := range []string{pinXDPProg, pinRXProg, pinTX} {
-			use, err := programUse(filepath.Join(h.folder(rec.Index).path(), name))
+			use, err := programUse(filepath.Join(f.path(), name))
 			if err != nil {
 				return fmt.Errorf("parent %s: program %s: %w", rec.Name, name, err)
 			}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/bpf"
@@ -66,8 +65,6 @@ func (p *parent) leave(place int) error {
 	return errors.Join(places.Leave(place), places.Close())
 }
 
-func (p *parent) folder() folder { return p.h.folder(p.rec.Index) }
-
 // WatchSpec says what is to be watched.
 type WatchSpec struct {
 	Target   Selector       // its Name is a parent's or a sub-interface's, "" means all parents
@@ -80,18 +77,19 @@ type WatchSpec struct {
 type Watcher struct {
 	h      *Host
 	spec   WatchSpec
-	parent int     // ifindex, 0 for all
+	parent int     // key of its folder, 0 for all
 	only   maps.ID // 0 for all
 	gen    uint32  // of it
 	target Sighting
 	reader *watch.Reader
-	at     map[int]*watchedParent // by ifindex
+	at     map[int]*watchedParent // by key
 	past   watch.Tally            // of parents that are no more
 }
 
 // watchedParent is a place taken.
 type watchedParent struct {
 	folder folder
+	index  int // what its sightings say, 0 while it is gone
 	name   string
 	set    *maps.Set
 	places *watch.Places
@@ -155,7 +153,7 @@ func (w *Watcher) resolve() error {
 		if p.Rung == maps.RungKernel {
 			return fmt.Errorf("parent %s: %w", t.Name, kernelUnseen(t.Name))
 		}
-		w.parent, w.target.ParentName = p.Index, p.Name
+		w.parent, w.target.ParentName = p.folderKey, p.Name
 		return nil
 	}
 	l, err := w.h.find(t)
@@ -168,8 +166,8 @@ func (w *Watcher) resolve() error {
 	if l.Rung.Rung == maps.RungKernel {
 		return fmt.Errorf("sub-interface %s: %w", l.Name, kernelUnseen(l.Name))
 	}
-	index, id, _ := parseLeg(l.Leg)
-	w.parent, w.only, w.gen = index, id, l.gen
+	key, id, _ := parseLeg(l.Leg)
+	w.parent, w.only, w.gen = key, id, l.gen
 	w.target.ParentName, w.target.Name, w.target.ID = l.Parent, l.Name, id
 	return nil
 }
@@ -184,21 +182,28 @@ func (w *Watcher) Target() Sighting { return w.target }
 
 // follow takes a place on each parent that has come, and drops those that are gone.
 func (w *Watcher) follow(links []Link) error {
-	for index, p := range w.at {
+	for key, p := range w.at {
 		if p.lives() {
 			continue
 		}
-		delete(w.at, index)
+		delete(w.at, key)
 		if err := errors.Join(w.end(p), p.close()); err != nil {
 			return err
 		}
+	}
+	for _, p := range w.at { // one may have come back
+		rec, err := p.set.Parent()
+		if err != nil {
+			return err
+		}
+		p.index, p.name = rec.Index, rec.Name
 	}
 	folders, err := folders()
 	if err != nil {
 		return err
 	}
 	for _, f := range folders {
-		if f.cookie != w.h.cookie || w.at[f.index] != nil || w.parent != 0 && f.index != w.parent {
+		if f.cookie != w.h.cookie || w.at[f.key] != nil || w.parent != 0 && f.key != w.parent {
 			continue
 		}
 		p, err := w.begin(f)
@@ -206,12 +211,12 @@ func (w *Watcher) follow(links []Link) error {
 			return err
 		}
 		if p != nil {
-			w.at[f.index] = p
+			w.at[f.key] = p
 		}
 	}
 	for _, l := range links {
-		if index, id, ok := parseLeg(l.Leg); ok && w.at[index] != nil {
-			w.at[index].subs[id] = named{l.gen, l.Name}
+		if key, id, ok := parseLeg(l.Leg); ok && w.at[key] != nil {
+			w.at[key].subs[id] = named{l.gen, l.Name}
 		}
 	}
 	return nil
@@ -228,7 +233,7 @@ func (w *Watcher) begin(f folder) (_ *watchedParent, err error) {
 	if _, err := p.unwatch(); err != nil {
 		return nil, err
 	}
-	at := &watchedParent{folder: f, name: p.rec.Name, subs: map[maps.ID]named{}}
+	at := &watchedParent{folder: f, index: p.rec.Index, name: p.rec.Name, subs: map[maps.ID]named{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("watch %s: %w", at.name, err), at.close())
@@ -264,7 +269,7 @@ func (w *Watcher) begin(f folder) (_ *watchedParent, err error) {
 	return at, p.save()
 }
 
-// lockFolder locks a parent and opens it; nil if it is gone.
+// lockFolder locks a parent, and opens and locates it; nil if it is detached.
 func (h *Host) lockFolder(f folder) (*parent, func(), error) {
 	if err := ensureLocks(); err != nil {
 		return nil, nil, err
@@ -273,19 +278,17 @@ func (h *Host) lockFolder(f folder) (*parent, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := h.nl.LinkByIndex(f.index)
-	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		unlock()
-		return nil, nil, nil
-	}
-	var p *parent
-	if err == nil {
-		p, err = h.open(l)
+	p, err := h.openFolder(f)
+	if p != nil && err == nil {
+		if err = p.locate(); err != nil {
+			p.close()
+		}
 	}
 	if p == nil || err != nil {
 		unlock()
+		return nil, nil, err
 	}
-	return p, unlock, err
+	return p, unlock, nil
 }
 
 // lives tells that the parent is attached, and by the programs that are watched.
@@ -371,8 +374,10 @@ func (w *Watcher) name(seen []watch.Sighting) []Sighting {
 	all := make([]Sighting, len(seen))
 	for i, s := range seen {
 		all[i].Sighting = s
-		if p := w.at[s.Parent]; p != nil {
-			all[i].ParentName, all[i].Name = p.name, p.nameOf(s.ID)
+		for _, p := range w.at {
+			if p.index == s.Parent {
+				all[i].ParentName, all[i].Name = p.name, p.nameOf(s.ID)
+			}
 		}
 	}
 	return all

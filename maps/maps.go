@@ -172,6 +172,20 @@ func (s *Set) Close() error {
 	return errors.Join(errs...)
 }
 
+// ReadParent reads the parent's record among the maps pinned in dir, and none of the
+// others. Errors are as of Open.
+func ReadParent(dir string) (p Parent, err error) {
+	s := &Set{}
+	if s.meta, err = ebpf.LoadPinnedMap(filepath.Join(dir, bpf.MapMeta), nil); err != nil {
+		return Parent{}, fmt.Errorf("open pinned map %s: %w", bpf.MapMeta, err)
+	}
+	defer s.meta.Close()
+	if err := s.check(); err != nil {
+		return Parent{}, err
+	}
+	return s.Parent()
+}
+
 // Parent reads the parent's record.
 func (s *Set) Parent() (Parent, error) {
 	var c bpf.XvlanParent

@@ -54,6 +54,20 @@ func OpenOlder(dir string) (*Older, error) {
 	return nil, errors.Join(err, o.Close())
 }
 
+// ReadOlder is ReadParent for maps of an older schema.
+func ReadOlder(dir string) (p Parent, err error) {
+	o, err := OpenOlder(dir)
+	if err != nil {
+		return p, err
+	}
+	defer o.Close()
+	meta, err := oldOne[bpf.XvlanParent](o, bpf.MapMeta, "parent")
+	if err != nil {
+		return p, err
+	}
+	return parentFromC(&meta), nil
+}
+
 // readable tells whether maps of an older schema can be read.
 func readable(schema uint32) bool { return schema >= bpf.OldestSchema && schema < bpf.Schema }
 

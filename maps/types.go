@@ -250,7 +250,7 @@ func (s *Stats) DroppedRX() uint64 {
 // DroppedTX counts the packets it sent that went nowhere.
 func (s *Stats) DroppedTX() uint64 {
 	return s[DropMalformed].Packets + s[DropMTU].Packets + s[DropMode].Packets + s[DropRoute].Packets +
-		s[DropRingTX].Packets
+		s[DropInactive].Packets + s[DropRingTX].Packets
 }
 
 // Sub is one sub-interface's record.
@@ -339,8 +339,8 @@ func subFromC(c *bpf.XvlanSub) Sub {
 type Parent struct {
 	Schema      uint32
 	Capacity    uint32 // highest ID
-	Index       int    // ifindex
-	MTU         int    // in bytes, without the Ethernet header
+	Index       int    // ifindex; 0 while it is gone
+	MTU         int    // in bytes, without the Ethernet header; 0 likewise, and until it is up again
 	UnknownDrop bool   // drop unicast that is neither the parent's nor a sub-interface's
 	Keep        bool   // attached by name: stays when the last sub-interface goes
 	Passthru    ID     // gets all unicast that is no other's; 0 for none

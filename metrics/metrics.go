@@ -49,6 +49,7 @@ var (
 	buildInfo = prometheus.NewDesc("xvlan_build_info", "The version of xvlan, and of its maps' layout.", []string{"version", "schema"}, nil)
 
 	parentInfo     = desc("parent_info", "A parent, the rung its datapath stands on, and why.", ofParent, "rung", "reason")
+	parentPresent  = desc("parent_present", "Whether the parent's device is there; a device of its name takes the place of one that is gone.", ofParent)
 	parentLinks    = desc("parent_links", "Sub-interfaces on a parent.", ofParent)
 	passedPackets  = desc("parent_passed_packets_total", "Packets left to the host, or to what else hangs on the parent.", ofParent)
 	passedBytes    = desc("parent_passed_bytes_total", "Bytes of these packets.", ofParent)
@@ -77,7 +78,7 @@ func desc(name, help string, labels []string, more ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		buildInfo, parentInfo, parentLinks, passedPackets, passedBytes, parentDrops, mapEntries, mapMax, programRuns, programSeconds,
+		buildInfo, parentInfo, parentPresent, parentLinks, passedPackets, passedBytes, parentDrops, mapEntries, mapMax, programRuns, programSeconds,
 		linkInfo, linkUp, rxPackets, rxBytes, txPackets, txBytes, linkDrops, linkAddrs, linkDups, linkMany,
 	} {
 		ch <- d
@@ -130,6 +131,11 @@ func (e emitter) drops(d *prometheus.Desc, stats *maps.Stats, labels ...string) 
 
 func (e emitter) parent(p *loader.ParentInfo) {
 	e.gauge(parentInfo, 1, p.Name, p.Rung.String(), p.Reason)
+	present := 1.0
+	if p.Gone() {
+		present = 0
+	}
+	e.gauge(parentPresent, present, p.Name)
 	e.gauge(parentLinks, float64(p.Links), p.Name)
 	if p.Rung == maps.RungKernel {
 		return // where nothing is counted of the parent

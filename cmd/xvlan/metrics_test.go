@@ -114,6 +114,7 @@ func TestMetrics(t *testing.T) {
 		`xvlan_link_addresses{link="m1",netns="` + inside + `",origin="given",parent="eth0"}`:      2,
 		`xvlan_link_addresses{link="i1",netns="",origin="learned",parent="eth0"}`:                  0,
 		`xvlan_link_info{class="bridge",link="i1",mode="l2",netns="",parent="eth0",type="ipvlan"}`: 1,
+		`xvlan_parent_present{parent="eth0"}`:                                                      1,
 		`xvlan_parent_links{parent="eth0"}`:                                                        2,
 		`xvlan_map_entries{map="subs",parent="eth0"}`:                                              2,
 		`xvlan_map_max_entries{map="subs",parent="eth0"}`:                                          1024,

@@ -201,9 +201,16 @@ func linkTraits(l *loader.Link) []trait {
 
 func parentTraits(p *loader.ParentInfo) []trait {
 	return []trait{
-		{"name", p.Name}, {"datapath", p.Rung.String()}, {"unknown", unknown(p.UnknownDrop)},
+		{"name", p.Name}, {"gone", yes(p.Gone())}, {"datapath", p.Rung.String()}, {"unknown", unknown(p.UnknownDrop)},
 		{"address", p.MAC.String()}, {"mtu", strconv.Itoa(p.MTU)}, {"links", strconv.Itoa(p.Links)},
 	}
+}
+
+func yes(is bool) string {
+	if is {
+		return "yes"
+	}
+	return ""
 }
 
 // changed lists the traits that differ, as was and is.

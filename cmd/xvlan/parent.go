@@ -176,6 +176,7 @@ func (w *words) attachWord(word string, spec *loader.AttachSpec) bool {
 type parentJSON struct {
 	Index    int         `json:"ifindex"`
 	Name     string      `json:"ifname"`
+	Gone     bool        `json:"gone,omitempty"`
 	Datapath rungJSON    `json:"datapath"`
 	Unknown  string      `json:"unknown"`
 	Keep     bool        `json:"keep"`
@@ -212,7 +213,7 @@ func (a *app) showParents(args []string) error {
 		if a.json {
 			all := []parentJSON{}
 			for _, p := range parents {
-				all = append(all, parentJSON{p.Index, p.Name, rungJSON{p.Rung.String(), p.Reason}, unknown(p.UnknownDrop),
+				all = append(all, parentJSON{p.Index, p.Name, p.Gone(), rungJSON{p.Rung.String(), p.Reason}, unknown(p.UnknownDrop),
 					p.Keep, p.Links, p.Capacity, verdictsJSON(p.Stats)})
 			}
 			return a.printJSON(all)
@@ -227,8 +228,12 @@ func (a *app) showParents(args []string) error {
 				fmt.Fprintf(w, "%s\t%s\t%d\t-\t-\t-\t%s\n", p.Name, p.Rung, p.Links, p.Reason)
 				continue
 			}
+			reason := p.Reason
+			if p.Gone() {
+				reason = "gone: a device of its name will take its place"
+			}
 			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%s\t%d\t%d\t%s\n", p.Name, p.Rung, p.Links, p.Capacity,
-				unknown(p.UnknownDrop), p.Stats[maps.Pass].Packets, p.Stats.Drops().Packets, p.Reason)
+				unknown(p.UnknownDrop), p.Stats[maps.Pass].Packets, p.Stats.Drops().Packets, reason)
 		}
 		return w.Flush()
 	})

@@ -49,6 +49,9 @@ func (a *app) printLink(l loader.Link) {
 	}
 	fmt.Fprintf(a.out, "\n    link/ether %s brd ff:ff:ff:ff:ff:ff\n", l.MAC)
 	fmt.Fprintf(a.out, "    %s mode %s%s datapath %s", l.Kind, l.Mode, modeOptions(l), l.Rung)
+	if l.Orphan {
+		fmt.Fprint(a.out, " parent gone")
+	}
 	fmt.Fprintln(a.out)
 	for _, x := range l.Addrs {
 		fmt.Fprintf(a.out, "    addr %s %s\n", x.Addr, x.Origin)
@@ -128,6 +131,7 @@ type linkJSON struct {
 	Index     int         `json:"ifindex"`
 	Name      string      `json:"ifname"`
 	Parent    string      `json:"link"`
+	Orphan    bool        `json:"parent_gone,omitempty"`
 	Netns     string      `json:"netns,omitempty"`
 	Flags     []string    `json:"flags"`
 	MTU       int         `json:"mtu"`
@@ -206,7 +210,7 @@ func linksJSON(links []loader.Link) []linkJSON {
 	all := []linkJSON{}
 	for _, l := range links {
 		j := linkJSON{
-			Index: l.Index, Name: l.Name, Parent: l.Parent, Netns: l.Netns,
+			Index: l.Index, Name: l.Name, Parent: l.Parent, Orphan: l.Orphan, Netns: l.Netns,
 			Flags: flags(l.Flags), MTU: l.MTU, OperState: l.OperState, LinkType: "ether",
 			MAC: l.MAC.String(), Datapath: rungJSON{l.Rung.String(), l.Rung.Reason},
 			ID: uint32(l.ID), Leg: l.Leg, WireMAC: l.WireMAC.String(), Owner: l.Owner, Addrs: []addrJSON{},

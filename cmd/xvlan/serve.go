@@ -34,7 +34,8 @@ func (a *app) serveCmd() *cobra.Command {
 		Long: `Stays in the foreground and does at once what every other command does once:
 sub-interfaces follow their parent's MTU, link state and MAC, the datapath
 follows MACs, addresses and namespaces of sub-interfaces and the addresses of
-the host, and what others have deleted is tidied up. No packet needs it to run.
+the host, a parent that was deleted and made anew is attached to again, and what
+others have deleted is tidied up. No packet needs it to run.
 It ends on SIGTERM and SIGINT. To systemd it tells that it is ready, when it has
 looked around once, what it cannot follow, and that it is alive (WatchdogSec=).
 
