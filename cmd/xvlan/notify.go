@@ -29,26 +29,15 @@ func (w *web) status(ready bool, err error) {
 	w.notify(state)
 }
 
-// manager tells that serve is alive, as often as the manager wants to hear it
-// and for as long as it looks around, and that it ends when ctx does; told waits
-// until it has.
-func (w *web) manager(ctx context.Context) (told func()) {
+// live tells, until ctx ends, that serve is alive, as often as the manager wants to
+// hear it and for as long as it looks around.
+func (w *web) live(ctx context.Context) {
 	interval, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		w.log.Warn("cannot tell the service manager that all is well", "err", err)
 	}
 	if interval > 0 {
 		go w.beat(ctx, interval/2)
-	}
-	done := make(chan struct{})
-	kept := context.AfterFunc(ctx, func() {
-		defer close(done)
-		w.notify(daemon.SdNotifyStopping)
-	})
-	return func() {
-		if !kept() {
-			<-done
-		}
 	}
 }
 

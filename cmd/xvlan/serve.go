@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -64,9 +65,9 @@ func (a *app) serve(address string) error {
 			return err
 		}
 	}
-	told := web.manager(ctx)
+	web.live(ctx)
 	err := a.with(func(h *loader.Host) error { return h.Serve(ctx, web.looked) })
-	told()
+	web.notify(daemon.SdNotifyStopping)
 	return errors.Join(err, end())
 }
 
