@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -65,7 +66,8 @@ type ParentInfo struct {
 // Gone tells whether its device is gone, and expected back.
 func (p *ParentInfo) Gone() bool { return p.Index == 0 }
 
-// Parents lists the parents of this namespace by name: those attached, and
+// Parents lists the parents of this namespace by name, and of one name those that
+// are gone last: those attached, and
 // those that have sub-interfaces on the kernel rung, which attaches nothing and
 // so has no capacity, policy or counters.
 func (h *Host) Parents() ([]ParentInfo, error) {
@@ -92,7 +94,9 @@ func (h *Host) Parents() ([]ParentInfo, error) {
 	}
 	kernel, err := h.kernelParents()
 	all = append(all, kernel...)
-	slices.SortFunc(all, func(a, b ParentInfo) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(all, func(a, b ParentInfo) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(b.Index, a.Index))
+	})
 	return all, err
 }
 

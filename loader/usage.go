@@ -27,10 +27,13 @@ type ProgramUse struct {
 	Time time.Duration
 }
 
-// Usage looks at every attached parent of this namespace.
+// Usage looks at every attached parent of this namespace that is not gone.
 func (h *Host) Usage() ([]Usage, error) {
 	var all []Usage
 	err := h.eachParent(func(f folder, set *maps.Set, rec maps.Parent) error {
+		if rec.Index == 0 {
+			return nil
+		}
 		u := Usage{Parent: rec.Name}
 		var err error
 		if u.Maps, err = set.Use(); err != nil {

@@ -3,7 +3,10 @@ package metrics
 
 import (
 	"log/slog"
+	"slices"
 	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -99,8 +102,12 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	e := emitter(ch)
-	for i := range s.Parents {
-		e.parent(&s.Parents[i])
+	shown := map[string]bool{} // of two of one name one is gone, and comes behind
+	for i, p := range s.Parents {
+		if !shown[p.Name] {
+			e.parent(&s.Parents[i])
+		}
+		shown[p.Name] = true
 	}
 	for _, u := range s.Usage {
 		e.usage(u)
@@ -113,11 +120,24 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 type emitter chan<- prometheus.Metric
 
 func (e emitter) gauge(d *prometheus.Desc, v float64, labels ...string) {
-	e <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	e.emit(d, prometheus.GaugeValue, v, labels)
 }
 
 func (e emitter) counter(d *prometheus.Desc, v uint64, labels ...string) {
-	e <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	e.emit(d, prometheus.CounterValue, float64(v), labels)
+}
+
+// emit writes labels in UTF-8, which Prometheus insists on: a container may call its
+// device what it likes. What is quoted for that cannot be another's name, since names
+// with quotes are, too.
+func (e emitter) emit(d *prometheus.Desc, kind prometheus.ValueType, v float64, labels []string) {
+	labels = slices.Clone(labels)
+	for i, s := range labels {
+		if !utf8.ValidString(s) || strings.ContainsAny(s, `"\`) {
+			labels[i] = strconv.Quote(s)
+		}
+	}
+	e <- prometheus.MustNewConstMetric(d, kind, v, labels...)
 }
 
 // drops emits the verdicts that something was dropped by.
@@ -152,7 +172,7 @@ func (e emitter) usage(u loader.Usage) {
 	}
 	for _, p := range u.Programs {
 		e.counter(programRuns, p.Runs, u.Parent, p.Name)
-		e <- prometheus.MustNewConstMetric(programSeconds, prometheus.CounterValue, p.Time.Seconds(), u.Parent, p.Name)
+		e.emit(programSeconds, prometheus.CounterValue, p.Time.Seconds(), []string{u.Parent, p.Name})
 	}
 }
 

@@ -53,7 +53,7 @@ func (s *step) String() string {
 		b.WriteByte(' ')
 	}
 	b.WriteString(s.words)
-	return b.String()
+	return printable(b.String())
 }
 
 // addWords are those that `link add` takes behind the name.

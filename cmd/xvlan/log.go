@@ -54,7 +54,7 @@ func (a *app) fail(err error, args []string) {
 		a.logFormat = "json" // the flags may not have been read
 	}
 	if a.logFormat != "json" {
-		fmt.Fprintf(a.err, "xvlan: %s\n", oneLine(err))
+		fmt.Fprintf(a.err, "xvlan: %s\n", printable(oneLine(err)))
 		return
 	}
 	reason := ""

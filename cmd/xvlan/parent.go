@@ -106,7 +106,7 @@ func (a *app) upgrade(h *loader.Host, names []string) error {
 		if changed {
 			what = "upgraded"
 		}
-		fmt.Fprintf(a.out, "%s: %s\n", name, what)
+		fmt.Fprintf(a.out, "%s: %s\n", printable(name), what)
 	}
 	if a.json {
 		errs = append(errs, a.printJSON(all))
@@ -225,15 +225,15 @@ func (a *app) showParents(args []string) error {
 		fmt.Fprintln(w, "PARENT\tRUNG\tLINKS\tUNKNOWN\tPASSED\tDROPPED\tREASON")
 		for _, p := range parents {
 			if p.Rung == maps.RungKernel { // has neither policy nor counters of ours
-				fmt.Fprintf(w, "%s\t%s\t%d\t-\t-\t-\t%s\n", p.Name, p.Rung, p.Links, p.Reason)
+				fmt.Fprintf(w, "%s\t%s\t%d\t-\t-\t-\t%s\n", printable(p.Name), p.Rung, p.Links, printable(p.Reason))
 				continue
 			}
 			reason := p.Reason
 			if p.Gone() {
 				reason = "gone: a device of its name will take its place"
 			}
-			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%s\t%d\t%d\t%s\n", p.Name, p.Rung, p.Links, p.Capacity,
-				unknown(p.UnknownDrop), p.Stats[maps.Pass].Packets, p.Stats.Drops().Packets, reason)
+			fmt.Fprintf(w, "%s\t%s\t%d/%d\t%s\t%d\t%d\t%s\n", printable(p.Name), p.Rung, p.Links, p.Capacity,
+				unknown(p.UnknownDrop), p.Stats[maps.Pass].Packets, p.Stats.Drops().Packets, printable(reason))
 		}
 		return w.Flush()
 	})
@@ -297,7 +297,7 @@ func (a *app) printProbe(p *loader.Probe) error {
 		fmt.Fprintf(w, "%s\t%s\t%s\n", f.Name, yes, f.Detail)
 	}
 	if p.Parent != "" {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", p.Parent, p.Rung, p.Rung.Reason)
+		fmt.Fprintf(w, "%s\t%s\t%s\n", printable(p.Parent), p.Rung, printable(p.Rung.Reason))
 	}
 	return w.Flush()
 }

@@ -43,9 +43,9 @@ func flags(f uint32) []string {
 
 // printLink prints a sub-interface in the form of `ip link show`.
 func (a *app) printLink(l loader.Link) {
-	fmt.Fprintf(a.out, "%d: %s@%s: <%s> mtu %d state %s", l.Index, l.Name, l.Parent, strings.Join(flags(l.Flags), ","), l.MTU, l.OperState)
+	fmt.Fprintf(a.out, "%d: %s@%s: <%s> mtu %d state %s", l.Index, printable(l.Name), printable(l.Parent), strings.Join(flags(l.Flags), ","), l.MTU, l.OperState)
 	if l.Netns != "" {
-		fmt.Fprintf(a.out, " netns %s", l.Netns)
+		fmt.Fprintf(a.out, " netns %s", printable(l.Netns))
 	}
 	fmt.Fprintf(a.out, "\n    link/ether %s brd ff:ff:ff:ff:ff:ff\n", l.MAC)
 	fmt.Fprintf(a.out, "    %s mode %s%s datapath %s", l.Kind, l.Mode, modeOptions(l), l.Rung)
@@ -57,7 +57,7 @@ func (a *app) printLink(l loader.Link) {
 		fmt.Fprintf(a.out, "    addr %s %s\n", x.Addr, x.Origin)
 	}
 	if a.details {
-		fmt.Fprintf(a.out, "    datapath reason: %s\n", l.Rung.Reason)
+		fmt.Fprintf(a.out, "    datapath reason: %s\n", printable(l.Rung.Reason))
 		if l.ID != 0 {
 			fmt.Fprintf(a.out, "    id %d host leg %s wire mac %s delivery %s\n", l.ID, l.Leg, l.WireMAC, delivery(l.Place))
 		}

@@ -98,10 +98,15 @@ func (w *web) start(address string) (end func() error, err error) {
 		}
 	}
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4}))
+	complaints := slog.NewLogLogger(w.log.Handler(), slog.LevelWarn)
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+		MaxRequestsInFlight: 4,
+		ErrorLog:            complaints,
+		ErrorHandling:       promhttp.ContinueOnError, // one odd series is not to hide the others
+	}))
 	mux.HandleFunc("GET /healthz", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, w.health()) })
 	mux.HandleFunc("GET /readyz", func(rw http.ResponseWriter, _ *http.Request) { answer(rw, w.ready()) })
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(w.log.Handler(), slog.LevelWarn)}
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: complaints}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ln) }()
 	w.app.metricsOn(fmt.Sprintf("http://%s/metrics", ln.Addr()))

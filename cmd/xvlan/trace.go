@@ -139,14 +139,14 @@ func newTraceJSON(t loader.Trace, frame []byte) traceJSON {
 func (a *app) printTrace(t loader.Trace, frame []byte) error {
 	fmt.Fprintf(a.out, "%s, %d bytes\n", watch.Describe(frame), len(frame))
 	for _, r := range t.Runs {
-		fmt.Fprintf(a.out, "%s on %s\n", r.Program, r.Dev)
+		fmt.Fprintf(a.out, "%s on %s\n", r.Program, printable(r.Dev))
 		w := tabwriter.NewWriter(a.out, 0, 8, 2, ' ', 0)
 		for _, s := range r.Steps {
 			whose := s.Sub
 			if whose == "" {
 				whose = "-"
 			}
-			fmt.Fprintf(w, "  %s\t%s\t%s\n", s.Kind, whose, s.Text)
+			fmt.Fprintf(w, "  %s\t%s\t%s\n", s.Kind, printable(whose), printable(s.Text))
 		}
 		if r.Missing > 0 {
 			fmt.Fprintf(w, "  ...\t\tand %d more\n", r.Missing)
@@ -157,7 +157,7 @@ func (a *app) printTrace(t loader.Trace, frame []byte) error {
 		if string(r.Frame) != string(frame) {
 			fmt.Fprintf(a.out, "  as %s\n", watch.Describe(r.Frame))
 		}
-		fmt.Fprintf(a.out, "  => %s\n", r.Fate)
+		fmt.Fprintf(a.out, "  => %s\n", printable(r.Fate))
 	}
 	return nil
 }
