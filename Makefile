@@ -16,7 +16,7 @@ NEED_LINT     := clang-format-19:clang-format-19
 NEED_DEMO     := ip:iproute2 ping:iputils-ping
 NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
                  mandoc:mandoc systemd-analyze:systemd fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion \
-                 $(NEED_GENERATE)
+                 $(NEED_GENERATE) dockerd:docker.io /var/lib/dpkg/info/busybox-static.list:busybox-static
 NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
 
 # need installs the packages of those commands of $(1) that are missing.
@@ -32,9 +32,9 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build ./xvlan
+build: ## build ./xvlan and ./xvlan-docker
 	$(call need,$(NEED_GO))
-	CGO_ENABLED=0 go build -trimpath -o xvlan ./cmd/xvlan
+	CGO_ENABLED=0 go build -trimpath -o . ./cmd/xvlan ./cmd/xvlan-docker
 
 .PHONY: man
 man: build ## write the manual pages into man/
@@ -42,8 +42,8 @@ man: build ## write the manual pages into man/
 	./xvlan man man
 
 .PHONY: install
-install: man ## install xvlan, its manual, completion and units under PREFIX, /usr/local by default
-	$(SUDO) install -D -m 0755 xvlan $(DESTDIR)$(PREFIX)/bin/xvlan
+install: man ## install the commands, manual, completion and units under PREFIX, /usr/local by default
+	$(SUDO) install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin xvlan xvlan-docker
 	$(SUDO) install -d $(DESTDIR)$(PREFIX)/share/man/man8
 	$(SUDO) install -m 0644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	for unit in systemd/*; do sed 's|@bindir@|$(PREFIX)/bin|' $$unit | \
@@ -83,7 +83,7 @@ referee: ## compare every outcome with the kernel's own drivers, on this kernel,
 # and the referee in a third when one of them is done. 6.12 has tcx, and 6.1 only
 # filters, whose turn is left to it; native XDP is tried on the cards. Tests that
 # stop commands at many of their system calls stop them at fewer (-short).
-VM_PACKAGES := lab bpf loader cmd/xvlan
+VM_PACKAGES := lab bpf loader cmd/xvlan cmd/xvlan-docker
 VM_RUNS     := 6.12 6.1 referee
 VM_TIME     := 90m
 
@@ -94,6 +94,7 @@ VM_TIME     := 90m
 define VM_QUICK_TESTS
 loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate)$$
 xvlan ^Test(AddAll|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP)$$
+xvlan-docker ^Test(VLANParent|NoParent)$$
 referee ^TestReferee$$/^(macvlan_bridge_with_bridge|macvlan_source_with_source|ipvlan_l2_bridge_with_l2_bridge|ipvlan_l3_bridge_with_l3_bridge)$$
 endef
 export QUICK = $(if $(VM_QUICK),$(VM_QUICK_TESTS))
@@ -173,4 +174,4 @@ lint: ## formatting, vet, staticcheck
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf xvlan bin man
+	rm -rf xvlan xvlan-docker bin man

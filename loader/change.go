@@ -27,9 +27,9 @@ func (s Selector) means(l Link) bool {
 	return l.Name == s.Name && (s.Parent == "" || l.Parent == s.Parent) && (s.Netns == "" || l.Netns == s.Netns)
 }
 
-// find returns the one sub-interface that a selector means. A name that
+// Find returns the one sub-interface that a selector means. A name that
 // several have is the one's in this namespace, if there is one.
-func (h *Host) find(sel Selector) (Link, error) {
+func (h *Host) Find(sel Selector) (Link, error) {
 	if l, ok, err := h.findIn(sel); err != nil || ok && (sel.Owner == "" || sel.means(l)) {
 		return l, err
 	}
@@ -57,7 +57,7 @@ func (h *Host) find(sel Selector) (Link, error) {
 		sel.Name, ErrInvalid, strings.Join(where, "; "))
 }
 
-// findIn is find in the namespace that the selector names, or else in this one,
+// findIn is Find in the namespace that the selector names, or else in this one,
 // without a look at all that there is elsewhere. ok is false where that tells
 // nothing, as of devices of the kernel rung.
 func (h *Host) findIn(sel Selector) (l Link, ok bool, err error) {
@@ -175,7 +175,7 @@ func (h *Host) move(l netlink.Link, from, to *space) error {
 
 // change finds a sub-interface and acts on it under its parent's lock.
 func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func(*parent, Link, maps.Sub) error) error {
-	found, err := h.find(sel)
+	found, err := h.Find(sel)
 	if errors.Is(err, ErrNotFound) { // its device may be gone: then the rest goes too
 		return errors.Join(err, h.Sweep())
 	}

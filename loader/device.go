@@ -171,14 +171,18 @@ func (s *space) where() string {
 // configure sets a new device's addresses, which it is to announce, and up
 // where it is asked for.
 func (s *space) configure(spec *LinkSpec) error {
-	if len(spec.Addrs) == 0 && !spec.Up {
+	addrs := spec.Addrs
+	if spec.GiveOnly {
+		addrs = nil
+	}
+	if len(addrs) == 0 && !spec.Up {
 		return nil
 	}
 	l, err := s.nl.LinkByName(spec.Name)
 	if err != nil {
 		return fmt.Errorf("find %s%s: %w", spec.Name, s.where(), err)
 	}
-	if err := s.setAddrs(l, spec.Mode, spec.Addrs); err != nil {
+	if err := s.setAddrs(l, spec.Mode, addrs); err != nil {
 		return err
 	}
 	if spec.Up {

@@ -105,6 +105,7 @@ type LinkSpec struct {
 	NoPromisc bool             // of a macvlan in passthru mode: leave the parent's promiscuity alone
 	MAC       net.HardwareAddr // nil: a random one
 	Addrs     []netip.Prefix   // set on the device and given to it in the maps
+	GiveOnly  bool             // Addrs are left for others to set on the device
 	MTU       int              // 0: the parent's
 	Netns     string           // "", a name under /run/netns, a path, or a process ID
 	Up        bool

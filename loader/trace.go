@@ -48,7 +48,7 @@ func (h *Host) Trace(parent string, from *Selector, frame []byte) (Trace, error)
 	var sender Link
 	if from != nil {
 		var err error
-		if sender, err = h.find(*from); err != nil {
+		if sender, err = h.Find(*from); err != nil {
 			return Trace{}, err
 		}
 		parent = sender.Parent

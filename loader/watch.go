@@ -156,7 +156,7 @@ func (w *Watcher) resolve() error {
 		w.parent, w.target.ParentName = p.folderKey, p.Name
 		return nil
 	}
-	l, err := w.h.find(t)
+	l, err := w.h.Find(t)
 	if errors.Is(err, ErrNotFound) {
 		return fmt.Errorf("%s: %w: neither a parent nor a sub-interface; `xvlan link show` lists them", t.Name, ErrNotFound)
 	}

@@ -16,14 +16,16 @@ func units(t *testing.T) []string {
 	t.Helper()
 	dir := t.TempDir()
 	exe, err := os.Executable()
-	if err == nil {
-		err = os.Symlink(exe, filepath.Join(dir, "xvlan"))
+	for _, name := range []string{"xvlan", "xvlan-docker"} {
+		if err == nil {
+			err = os.Symlink(exe, filepath.Join(dir, name))
+		}
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	files, err := filepath.Glob("../../systemd/*")
-	if err != nil || len(files) != 3 {
+	if err != nil || len(files) != 4 {
 		t.Fatalf("units: %v, %v", files, err)
 	}
 	for i, file := range files {
