@@ -22,7 +22,7 @@ import (
 // A parent that another
 // command is working on is left to it.
 func (h *Host) Sweep() error {
-	return errors.Join(h.sweepParents(), h.sweepKernel(), sweepLocks())
+	return errors.Join(h.sweepParents(), h.sweepForgotten(), h.sweepKernel(), sweepLocks())
 }
 
 func (h *Host) sweepParents() error {
