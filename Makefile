@@ -62,6 +62,15 @@ test: ## run the tests, on this machine's kernel, as root
 	$(call need,$(NEED_GO) $(NEED_TEST))
 	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" go test -count=1 -timeout 20m $$(go list ./... | grep -v /referee)
 
+SOAK_TIME   ?= 5m
+SOAK_CYCLES ?= 1000
+
+.PHONY: soak
+soak: ## let all that can happen happen at once for SOAK_TIME, 5m by default, and add and delete SOAK_CYCLES times, 1000, as root
+	$(call need,$(NEED_GO) $(NEED_TEST))
+	$(SUDO) env "PATH=$$PATH:/usr/sbin:/sbin" "HOME=$$HOME" go test -count=1 -timeout 0 -v -run '^Test(Soak|Cycles)$$' \
+	  ./cmd/xvlan -soak $(SOAK_TIME) -cycles $(SOAK_CYCLES) $(if $(SOAK_SEED),-seed $(SOAK_SEED))
+
 # Packages and fuzzers. An interesting input is made smaller by ten tries at most:
 # left to itself that takes most of the time.
 FUZZERS   := bpf/FuzzPrograms cmd/xvlan/FuzzConfig cmd/xvlan/FuzzWords cmd/xvlan/FuzzCapture

@@ -95,7 +95,11 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error
 	if sub.Kind != maps.Ipvlan {
 		return nil, nil
 	}
-	return addrsIn(nsid, inner.Attrs().Index)
+	addrs, err := addrsIn(nsid, inner.Attrs().Index)
+	if errors.Is(err, unix.ENODEV) {
+		return nil, nil // gone since it was looked at
+	}
+	return addrs, err
 }
 
 // legs are both ends of a sub-interface's device.

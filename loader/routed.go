@@ -324,6 +324,9 @@ func (p *parent) followRoutes() error {
 			}
 		}
 		err := p.h.syncRoutes(s.Leg, p.addrsOf(l))
+		if errors.Is(err, unix.ENODEV) {
+			continue // gone meanwhile: the next sweep's
+		}
 		if errors.Is(err, ErrExists) {
 			p.h.log.Warn("a sub-interface's address is routed elsewhere", "parent", p.rec.Name, "name", s.Name, "err", err)
 		} else if err != nil {

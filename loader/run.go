@@ -218,7 +218,7 @@ func flock(name string, how int) (unlock func(), err error) {
 }
 
 // sweepLocks removes the files of locks that killed commands have left of
-// parents that are no more.
+// parents that are no more, and that a killed Serve has left.
 func sweepLocks() error {
 	entries, err := os.ReadDir(lockDir)
 	if err != nil {
@@ -229,12 +229,12 @@ func sweepLocks() error {
 		if !ok {
 			f, ok = parseWatchLock(e.Name())
 		}
-		if !ok || f.exists() {
+		if !strings.HasPrefix(e.Name(), serveLock) && (!ok || f.exists()) {
 			continue
 		}
 		unlock, err := flock(e.Name(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			continue // the parent is being attached, or was being watched
+			continue // the parent is being attached, or was being watched; or it is served
 		}
 		if err != nil {
 			return err

@@ -21,6 +21,10 @@ const (
 	eventSpace = 4 << 20                // for messages that wait to be read
 )
 
+// serveLock begins the names of the locks of those who serve, behind it stands the
+// namespace's cookie.
+const serveLock = "serve-"
+
 // RepairTime is how often Serve looks for what no message tells of.
 const RepairTime = time.Minute
 
@@ -69,7 +73,11 @@ func (h *Host) Serve(ctx context.Context, looked func(error)) error {
 	if err := errors.Join(hidden(), ensureLocks()); err != nil {
 		return err
 	}
-	unlock, err := flock(fmt.Sprintf("serve-%d", h.cookie), unix.LOCK_EX|unix.LOCK_NB)
+	unlock, err := flock(fmt.Sprintf("%s%d", serveLock, h.cookie), unix.LOCK_EX|unix.LOCK_NB)
+	for tries := 0; errors.Is(err, unix.EWOULDBLOCK) && tries < 5; tries++ {
+		time.Sleep(10 * time.Millisecond) // a sweep may be looking whether anybody has it
+		unlock, err = flock(fmt.Sprintf("%s%d", serveLock, h.cookie), unix.LOCK_EX|unix.LOCK_NB)
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("serve: %w: another xvlan serves this network namespace", ErrBusy)
 	}

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -31,7 +32,8 @@ func (s *space) id() (uint64, error) {
 
 // Spec describes a sub-interface as it would have to be asked for to be made
 // again. Its addresses are those given that its device has, and on the kernel
-// rung, which knows of none given, those that its device has for good.
+// rung, which knows of none given, those that its device has for good. One that
+// has gone since it was listed is ErrNotFound.
 func (h *Host) Spec(l Link) (LinkSpec, error) {
 	spec := LinkSpec{
 		Parent: l.Parent, Name: l.Name, Kind: l.Kind, Mode: l.Mode, Queue: l.Queue, MAC: l.MAC, MTU: l.MTU, Netns: l.Netns,
@@ -45,6 +47,9 @@ func (h *Host) Spec(l Link) (LinkSpec, error) {
 		spec.Datapath = Datapath(l.Rung.String())
 	}
 	has, err := h.prefixesOf(l)
+	if errors.Is(err, unix.ENODEV) {
+		return spec, fmt.Errorf("sub-interface %s: %w: it has just been removed", l.Name, ErrNotFound)
+	}
 	if err != nil {
 		return spec, err
 	}

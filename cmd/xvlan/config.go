@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -85,6 +86,9 @@ func (a *app) config(h *loader.Host) error {
 				continue
 			}
 			spec, err := h.Spec(l)
+			if errors.Is(err, loader.ErrNotFound) {
+				continue
+			}
 			if err != nil {
 				return fmt.Errorf("describe %s: %w", l.Name, err)
 			}

@@ -18,17 +18,24 @@ import (
 	"github.com/xvlan/xvlan/lab"
 )
 
-// seal gives the world a mount namespace in which /run holds nothing of
-// others: what a command does there depends on nothing but its words, and so
-// repeats call by call.
+// seal makes a world and seals it.
 func seal(t *testing.T) *world {
 	t.Helper()
 	w := newWorld(t)
+	w.seal(t)
+	return w
+}
+
+// seal gives the world a mount namespace in which /run holds nothing of
+// others, but the names of more namespaces: what a command does there depends on
+// nothing but its words, and so repeats call by call.
+func (w *world) seal(t *testing.T, more ...*lab.Netns) {
+	t.Helper()
 	w.sealed = make(chan func())
 	ready := make(chan error)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		err := w.enterSealed()
+		err := w.enterSealed(more)
 		ready <- err
 		for fn := range w.sealed {
 			fn()
@@ -37,10 +44,9 @@ func seal(t *testing.T) *world {
 	if err := <-ready; err != nil {
 		t.Fatalf("make a mount namespace: %v", err)
 	}
-	return w
 }
 
-func (w *world) enterSealed() error {
+func (w *world) enterSealed(more []*lab.Netns) error {
 	err := errors.Join(
 		unix.Unshare(unix.CLONE_NEWNS),
 		unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
@@ -48,7 +54,7 @@ func (w *world) enterSealed() error {
 		os.MkdirAll(pinDir, 0o700),
 		os.MkdirAll(filepath.Dir(w.host.Path()), 0o755),
 		unix.Mount("bpf", pinDir, "bpf", 0, "mode=0700"))
-	for _, n := range []*lab.Netns{w.host, w.wire, w.inside} {
+	for _, n := range append(more, w.host, w.wire, w.inside) {
 		err = errors.Join(err, os.WriteFile(n.Path(), nil, 0o444),
 			unix.Mount(fmt.Sprintf("/proc/self/fd/%d", n.Fd()), n.Path(), "", unix.MS_BIND, ""))
 	}
