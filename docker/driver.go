@@ -94,7 +94,7 @@ func (d *Driver) createNetwork(n *Network) error {
 		if o.Parent != n.Parent {
 			continue
 		}
-		if o.mode() == maps.Passthru || n.mode() == maps.Passthru {
+		if passthru := maps.Passthru.String(); o.Mode == passthru || n.Mode == passthru {
 			return fmt.Errorf("option parent: %w: network %.12s has %s, and mode passthru leaves nothing to others", loader.ErrBusy, o.ID, n.Parent)
 		}
 		n.Made = n.Made || o.Made
@@ -166,7 +166,10 @@ func (d *Driver) createEndpoint(req *network.CreateEndpointRequest) (mac string,
 	if _, err := makeParent(n); err != nil { // it may have gone with a reboot
 		return "", err
 	}
-	spec := n.spec(req.EndpointID)
+	spec, err := n.spec(req.EndpointID)
+	if err != nil {
+		return "", err
+	}
 	said := req.Interface
 	if said == nil {
 		said = &network.EndpointInterface{}
@@ -177,13 +180,13 @@ func (d *Driver) createEndpoint(req *network.CreateEndpointRequest) (mac string,
 		}
 		prefix, err := netip.ParsePrefix(a)
 		if err != nil {
-			return "", fmt.Errorf("address %s: %w: %w", a, ErrInvalid, err)
+			return "", fmt.Errorf("address %s: %w: %w", a, loader.ErrInvalid, err)
 		}
 		spec.Addrs = append(spec.Addrs, prefix)
 	}
 	if said.MacAddress != "" {
 		if spec.MAC, err = net.ParseMAC(said.MacAddress); err != nil {
-			return "", fmt.Errorf("mac address %s: %w: %w", said.MacAddress, ErrInvalid, err)
+			return "", fmt.Errorf("mac address %s: %w: %w", said.MacAddress, loader.ErrInvalid, err)
 		}
 	}
 	err = d.with(func(h *loader.Host) error {
@@ -242,18 +245,19 @@ func (d *Driver) join(req *network.JoinRequest) (*network.JoinResponse, error) {
 	if err != nil {
 		return nil, err
 	}
-	res := &network.JoinResponse{InterfaceName: network.InterfaceName{DstPrefix: "eth"}}
-	err = d.with(func(h *loader.Host) error {
-		l, err := h.Find(loader.Selector{Owner: owner(req.EndpointID), Name: deviceName(req.EndpointID)})
-		res.InterfaceName.SrcName = l.Name
+	var l loader.Link
+	err = d.with(func(h *loader.Host) (err error) {
+		l, err = h.Find(loader.Selector{Owner: owner(req.EndpointID), Name: deviceName(req.EndpointID)})
 		return err
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
+	}
+	res := &network.JoinResponse{InterfaceName: network.InterfaceName{SrcName: l.Name, DstPrefix: "eth"}}
+	switch {
 	case n.Internal:
 		res.DisableGatewayService = true
-	case n.mode().Routed():
+	case l.Mode.Routed():
 		// There is no link to have a gateway on.
 		const connected = 1 // types.CONNECTED of libnetwork
 		res.DisableGatewayService = true

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -16,9 +15,6 @@ import (
 	"github.com/xvlan/xvlan/loader"
 	"github.com/xvlan/xvlan/maps"
 )
-
-// ErrInvalid is returned for options that make no sense.
-var ErrInvalid = errors.New("not valid")
 
 // A Network is what Docker has asked for by `docker network create`. Docker says
 // it once, so that it has to be kept: in a file each, named by the id.
@@ -42,37 +38,32 @@ const (
 	mtuKey      = "com.docker.network.driver.mtu"
 )
 
-// modes are those that a network can have, the first without a word of it.
-var modes = []maps.Mode{maps.Bridge, maps.Private, maps.VEPA, maps.Passthru, maps.L2, maps.L3, maps.L3S}
-
-// flags are those of an ipvlan.
-var flags = []maps.Class{maps.ClassBridge, maps.ClassPrivate, maps.ClassVEPA}
-
 // newNetwork reads a request.
 func newNetwork(req *network.CreateNetworkRequest) (*Network, error) {
 	n := &Network{ID: req.NetworkID}
 	if n.ID == "" || filepath.Base(n.ID) != n.ID {
-		return nil, fmt.Errorf("network id %q: %w", n.ID, ErrInvalid)
+		return nil, fmt.Errorf("network id %q: %w", n.ID, loader.ErrInvalid)
 	}
 	n.Internal, _ = req.Options[internalKey].(bool)
 	options, _ := req.Options[genericKey].(map[string]any)
 	for key, value := range options {
 		text, ok := value.(string)
 		if !ok {
-			return nil, fmt.Errorf("option %s: %w: %v is no word", key, ErrInvalid, value)
+			return nil, fmt.Errorf("option %s: %w: %v is no word", key, loader.ErrInvalid, value)
 		}
 		if err := n.option(key, text); err != nil {
 			return nil, err
 		}
 	}
-	if n.Mode == "" {
-		n.Mode = modes[0].String()
+	spec, err := n.spec("")
+	if err != nil {
+		return nil, fmt.Errorf("options: %w", err)
 	}
-	if n.Flag != "" && !n.mode().IsIpvlan() {
-		return nil, fmt.Errorf("option ipvlan_flag: %w: mode %s is a macvlan's; say ipvlan_mode", ErrInvalid, n.Mode)
+	if spec.Mode == maps.Source {
+		return nil, fmt.Errorf("option macvlan_mode: %w: mode source takes a list, which Docker has no words for", loader.ErrInvalid)
 	}
 	if n.Parent == "lo" {
-		return nil, fmt.Errorf("option parent: %w: lo has no wire behind it", ErrInvalid)
+		return nil, fmt.Errorf("option parent: %w: lo has no wire behind it", loader.ErrInvalid)
 	}
 	n.Gateway4, n.Gateway6 = gateway(req.IPv4Data), gateway(req.IPv6Data)
 	return n, nil
@@ -86,41 +77,27 @@ func (n *Network) option(key, value string) (err error) {
 		n.Parent = value
 	case "mode", "macvlan_mode", "ipvlan_mode":
 		if n.Mode != "" && n.Mode != value {
-			return fmt.Errorf("option %s: %w: another says mode %s; say one", key, ErrInvalid, n.Mode)
+			return fmt.Errorf("option %s: %w: another says mode %s; say one", key, loader.ErrInvalid, n.Mode)
 		}
 		n.Mode = value
-		of := slices.DeleteFunc(slices.Clone(modes), func(m maps.Mode) bool {
-			return key == "macvlan_mode" && m.IsIpvlan() || key == "ipvlan_mode" && !m.IsIpvlan()
-		})
-		return oneOf(key, value, of)
+		spec := loader.LinkSpec{Kind: map[string]maps.Kind{"macvlan_mode": maps.Macvlan, "ipvlan_mode": maps.Ipvlan}[key]}
+		if err := spec.SetMode(value); err != nil {
+			return fmt.Errorf("option %s: %w", key, err)
+		}
 	case "flag", "ipvlan_flag":
 		n.Flag = value
-		return oneOf(key, value, flags)
 	case "mtu", mtuKey:
 		if n.MTU, err = strconv.Atoi(value); err != nil || n.MTU < 1 {
-			return fmt.Errorf("option %s: %w: %q is no number of bytes", key, ErrInvalid, value)
+			return fmt.Errorf("option %s: %w: %q is no number of bytes", key, loader.ErrInvalid, value)
 		}
 	case "datapath":
 		n.Datapath = value
-		return oneOf(key, value, []loader.Datapath{loader.XDP, loader.TC, loader.Kernel})
 	default:
 		if !strings.HasPrefix(key, "com.docker.") { // Docker's own
-			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu and datapath are", key, ErrInvalid)
+			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu and datapath are", key, loader.ErrInvalid)
 		}
 	}
 	return nil
-}
-
-// oneOf checks that a value is the name of one of those.
-func oneOf[T any](key, value string, known []T) error {
-	var names []string
-	for _, k := range known {
-		names = append(names, fmt.Sprint(k))
-	}
-	if slices.Contains(names, value) {
-		return nil
-	}
-	return fmt.Errorf("option %s: %w: %q is not among %s", key, ErrInvalid, value, strings.Join(names, ", "))
 }
 
 // gateway is that of the first pool, "" for none.
@@ -132,24 +109,10 @@ func gateway(pools []*network.IPAMData) string {
 	return ""
 }
 
-func (n *Network) mode() maps.Mode {
-	i := slices.IndexFunc(modes, func(m maps.Mode) bool { return m.String() == n.Mode })
-	return modes[max(i, 0)]
-}
-
 // spec describes the sub-interface of an endpoint, without its addresses.
-func (n *Network) spec(endpoint string) loader.LinkSpec {
-	spec := loader.LinkSpec{
-		Parent: n.Parent, Name: deviceName(endpoint), Kind: maps.Macvlan, Mode: n.mode(), MTU: n.MTU,
-		Datapath: loader.Datapath(n.Datapath), Owner: owner(endpoint), GiveOnly: true,
-	}
-	if spec.Mode.IsIpvlan() {
-		spec.Kind = maps.Ipvlan
-	}
-	if i := slices.IndexFunc(flags, func(c maps.Class) bool { return c.String() == n.Flag }); i >= 0 {
-		spec.Flag = flags[i]
-	}
-	return spec
+func (n *Network) spec(endpoint string) (loader.LinkSpec, error) {
+	spec := loader.LinkSpec{Parent: n.Parent, Name: deviceName(endpoint), MTU: n.MTU, Owner: owner(endpoint), GiveOnly: true}
+	return spec, errors.Join(spec.SetMode(n.Mode), spec.SetFlag(n.Flag), spec.SetDatapath(n.Datapath))
 }
 
 // owner is by which an endpoint's sub-interface is found.

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/xvlan/xvlan/loader"
 )
 
 // makeParent makes a network's parent where it is missing and can be made: the
@@ -41,11 +43,11 @@ func makeParent(n *Network) (made bool, err error) {
 func vlanLink(attrs netlink.LinkAttrs) (netlink.Link, error) {
 	dot := strings.LastIndexByte(attrs.Name, '.')
 	if dot < 0 {
-		return nil, fmt.Errorf("parent %s: %w: there is no such device", attrs.Name, ErrInvalid)
+		return nil, fmt.Errorf("parent %s: %w: there is no such device", attrs.Name, loader.ErrInvalid)
 	}
 	id, err := strconv.Atoi(attrs.Name[dot+1:])
 	if err != nil || id < 1 || id > 4094 {
-		return nil, fmt.Errorf("parent %s: %w: there is no such device, and %q is no VLAN from 1 to 4094", attrs.Name, ErrInvalid, attrs.Name[dot+1:])
+		return nil, fmt.Errorf("parent %s: %w: there is no such device, and %q is no VLAN from 1 to 4094", attrs.Name, loader.ErrInvalid, attrs.Name[dot+1:])
 	}
 	base, err := netlink.LinkByName(attrs.Name[:dot])
 	if err != nil {

@@ -358,7 +358,7 @@ func TestRefused(t *testing.T) {
 		{create("-o parent=eth0 -o macvlan_mode=l2 x"), "macvlan_mode"},
 		{create("-o parent=eth0 -o ipvlan_mode=bridge x"), "ipvlan_mode"},
 		{create("-o parent=eth0 -o mode=bridge -o ipvlan_mode=l2 x"), "say one"},
-		{create("-o parent=eth0 -o ipvlan_flag=private x"), "ipvlan_flag"},
+		{create("-o parent=eth0 -o ipvlan_flag=private x"), "flag private"},
 		{create("-o parent=eth0 -o ipvlan_mode=l2 -o ipvlan_flag=blue x"), "blue"},
 		{create("-o parent=eth0 -o mtu=big x"), "mtu"},
 		{create("-o parent=eth0 -o datapath=slow x"), "datapath"},

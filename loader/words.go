@@ -1,0 +1,77 @@
+package loader
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/xvlan/xvlan/maps"
+)
+
+// How container runtimes' configurations name what a sub-interface is to be: the
+// words are the kernel's.
+
+// modesOf are the modes of each kind, the one first that runtimes take when
+// nothing is said.
+var modesOf = map[maps.Kind][]maps.Mode{
+	maps.Macvlan: {maps.Bridge, maps.Private, maps.VEPA, maps.Passthru, maps.Source},
+	maps.Ipvlan:  {maps.L2, maps.L3, maps.L3S},
+}
+
+// SetMode sets a mode, "" for the default, which without a kind is a macvlan's, and
+// the kind with it. Where a kind is set, only its modes are taken.
+func (s *LinkSpec) SetMode(name string) error {
+	kinds := []maps.Kind{maps.Macvlan, maps.Ipvlan}
+	if s.Kind != 0 {
+		kinds = []maps.Kind{s.Kind}
+	}
+	var all []maps.Mode
+	for _, kind := range kinds {
+		modes := modesOf[kind]
+		all = append(all, modes...)
+		i := slices.IndexFunc(modes, func(m maps.Mode) bool { return m.String() == name })
+		if name == "" {
+			i = 0
+		}
+		if i >= 0 {
+			s.Kind, s.Mode = kind, modes[i]
+			return nil
+		}
+	}
+	return fmt.Errorf("mode %q: %w: %s are known", name, ErrInvalid, listed(all))
+}
+
+// SetFlag sets an ipvlan's flag, "" for none.
+func (s *LinkSpec) SetFlag(name string) error {
+	if name == "" {
+		return nil
+	}
+	if s.Kind != maps.Ipvlan {
+		return fmt.Errorf("flag %s: %w: mode %s has none; an ipvlan has", name, ErrInvalid, s.Mode)
+	}
+	flags := []maps.Class{maps.ClassBridge, maps.ClassPrivate, maps.ClassVEPA}
+	i := slices.IndexFunc(flags, func(c maps.Class) bool { return c.String() == name })
+	if i < 0 {
+		return fmt.Errorf("flag %q: %w: %s are known", name, ErrInvalid, listed(flags))
+	}
+	s.Flag = flags[i]
+	return nil
+}
+
+// SetDatapath sets the rung that is asked for, "" for the best there is.
+func (s *LinkSpec) SetDatapath(name string) error {
+	known := []Datapath{XDP, TC, Kernel}
+	if name != "" && !slices.Contains(known, Datapath(name)) {
+		return fmt.Errorf("datapath %q: %w: %s are known", name, ErrInvalid, listed(known))
+	}
+	s.Datapath = Datapath(name)
+	return nil
+}
+
+func listed[T any](all []T) string {
+	names := make([]string, len(all))
+	for i, v := range all {
+		names[i] = fmt.Sprint(v)
+	}
+	return strings.Join(names, ", ")
+}
