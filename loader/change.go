@@ -177,7 +177,10 @@ func (h *Host) move(l netlink.Link, from, to *space) error {
 func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func(*parent, Link, maps.Sub) error) error {
 	found, err := h.Find(sel)
 	if errors.Is(err, ErrNotFound) { // its device may be gone: then the rest goes too
-		return errors.Join(err, h.Sweep())
+		if swept := h.Sweep(); swept != nil {
+			h.log.Warn("cannot tidy up", "err", swept)
+		}
+		return err
 	}
 	if err != nil {
 		return err

@@ -195,12 +195,17 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
 		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)
 	}
-	for i, p := range s.Addrs {
+	return checkAddrs(s.Addrs)
+}
+
+// checkAddrs refuses what cannot be given.
+func checkAddrs(addrs []netip.Prefix) error {
+	for i, p := range addrs {
 		a := p.Addr()
 		if !a.IsValid() || a.IsMulticast() || a.IsUnspecified() || a.IsLoopback() || a == broadcast {
 			return fmt.Errorf("addr %s: %w: not a unicast address", p, ErrInvalid)
 		}
-		if slices.ContainsFunc(s.Addrs[:i], func(q netip.Prefix) bool { return q.Addr() == a }) {
+		if slices.ContainsFunc(addrs[:i], func(q netip.Prefix) bool { return q.Addr() == a }) {
 			return fmt.Errorf("addr %s: %w: given twice", p, ErrInvalid)
 		}
 	}

@@ -108,6 +108,9 @@ func (p *parent) ownMAC(id maps.ID, mac net.HardwareAddr) error {
 // SetAddrs makes the addresses given to a sub-interface, and set on its device,
 // these. Those that it has otherwise, all on the kernel rung, stay.
 func (h *Host) SetAddrs(sel Selector, addrs []netip.Prefix) error {
+	if err := checkAddrs(addrs); err != nil {
+		return err
+	}
 	return h.change(sel,
 		func(k kernelLink) error {
 			in, err := k.open()
