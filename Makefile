@@ -16,7 +16,8 @@ NEED_LINT     := clang-format-19:clang-format-19
 NEED_DEMO     := ip:iproute2 ping:iputils-ping
 NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
                  mandoc:mandoc systemd-analyze:systemd fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion \
-                 $(NEED_GENERATE) dockerd:docker.io /var/lib/dpkg/info/busybox-static.list:busybox-static
+                 $(NEED_GENERATE) dockerd:docker.io /var/lib/dpkg/info/busybox-static.list:busybox-static \
+                 /usr/lib/cni/host-local:containernetworking-plugins dnsmasq:dnsmasq-base
 NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
 
 # need installs the packages of those commands of $(1) that are missing.
@@ -32,9 +33,9 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build ./xvlan and ./xvlan-docker
+build: ## build ./xvlan, ./xvlan-docker and ./xvlan-cni
 	$(call need,$(NEED_GO))
-	CGO_ENABLED=0 go build -trimpath -o . ./cmd/xvlan ./cmd/xvlan-docker
+	CGO_ENABLED=0 go build -trimpath -o . ./cmd/...
 
 .PHONY: man
 man: build ## write the manual pages into man/
@@ -44,6 +45,7 @@ man: build ## write the manual pages into man/
 .PHONY: install
 install: man ## install the commands, manual, completion and units under PREFIX, /usr/local by default
 	$(SUDO) install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin xvlan xvlan-docker
+	$(SUDO) install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/cni xvlan-cni
 	$(SUDO) install -d $(DESTDIR)$(PREFIX)/share/man/man8
 	$(SUDO) install -m 0644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	for unit in systemd/*; do sed 's|@bindir@|$(PREFIX)/bin|' $$unit | \
@@ -92,18 +94,19 @@ referee: ## compare every outcome with the kernel's own drivers, on this kernel,
 # and the referee in a third when one of them is done. 6.12 has tcx, and 6.1 only
 # filters, whose turn is left to it; native XDP is tried on the cards. Tests that
 # stop commands at many of their system calls stop them at fewer (-short).
-VM_PACKAGES := lab bpf loader cmd/xvlan cmd/xvlan-docker
+VM_PACKAGES := lab bpf loader cmd/xvlan cmd/xvlan-docker cni
 VM_RUNS     := 6.12 6.1 referee
 VM_TIME     := 90m
 
 # All of it takes an hour and more. With VM_QUICK=yes, as CI has it, of
 # the packages whose tests take minutes those are run that hang on the kernel:
 # attaching, detaching and putting back, traffic of every kind and mode, what is
-# followed, and four modes before the referee.
+# followed, containers on the kernel's ipvlan, and four modes before the referee.
 define VM_QUICK_TESTS
 loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate)$$
 xvlan ^Test(AddAll|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP)$$
 xvlan-docker ^Test(VLANParent|NoParent)$$
+cni ^TestModes$$/^kernel-l
 referee ^TestReferee$$/^(macvlan_bridge_with_bridge|macvlan_source_with_source|ipvlan_l2_bridge_with_l2_bridge|ipvlan_l3_bridge_with_l3_bridge)$$
 endef
 export QUICK = $(if $(VM_QUICK),$(VM_QUICK_TESTS))
@@ -183,4 +186,4 @@ lint: ## formatting, vet, staticcheck
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf xvlan xvlan-docker bin man
+	rm -rf xvlan xvlan-docker xvlan-cni bin man
