@@ -35,7 +35,7 @@ func (s *site) serve(t *testing.T) (stop func()) {
 			return
 		}
 		defer h.Close()
-		h.legacyTC = s.legacyTC
+		h.legacyTC, h.repair = s.legacyTC, s.repair
 		done <- h.Serve(ctx, nil)
 	})
 	if err := <-opened; err != nil {

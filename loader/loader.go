@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,8 @@ type Host struct {
 	nl     *netlink.Handle
 	cookie uint64 // of the namespace
 
-	legacyTC bool // attach by clsact filters even where tcx can be had; set by tests
+	legacyTC bool          // attach by clsact filters even where tcx can be had; set by tests
+	repair   time.Duration // in the place of RepairTime, if it is not 0; set by tests
 
 	stays bool     // see Serve
 	watch *watched // what Serve listens to; nil for everybody else

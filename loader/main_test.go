@@ -154,10 +154,11 @@ const parentDev = "eth0"
 // sub-interfaces.
 type site struct {
 	rungCase
-	h    *Host
-	host *end
-	wire *end
-	subs []*end
+	h      *Host
+	host   *end
+	wire   *end
+	subs   []*end
+	repair time.Duration // who serves looks by himself that often, if it is not 0
 }
 
 // A siteOption changes a site before its devices are made.

@@ -50,20 +50,30 @@ func checkPort(parent string, rung Rung, mode maps.Mode) error {
 		return fmt.Errorf("delivery xdp: %w: %s stands on rung %s (%s), and it takes rung xdp; detach it, and say: datapath xdp",
 			ErrUnsupported, parent, rung, rung.Reason)
 	}
-	tool, err := ethtool.NewEthtool()
+	strips, err := feature(parent, featureStrip)
 	if err != nil {
-		return fmt.Errorf("open ethtool: %w", err)
+		return err
 	}
-	defer tool.Close()
-	features, err := tool.Features(parent)
-	if err != nil {
-		return fmt.Errorf("read features of %s: %w", parent, err)
-	}
-	if features[featureStrip] {
+	if strips {
 		return fmt.Errorf("delivery xdp: %w: %s takes VLAN tags off, and XDP would not see them; turn that off: ethtool -K %[2]s rxvlan off",
 			ErrUnsupported, parent)
 	}
 	return nil
+}
+
+// feature tells whether a device in the calling thread's network namespace has a
+// feature turned on.
+func feature(dev, name string) (bool, error) {
+	tool, err := ethtool.NewEthtool()
+	if err != nil {
+		return false, fmt.Errorf("open ethtool: %w", err)
+	}
+	defer tool.Close()
+	features, err := tool.Features(dev)
+	if err != nil {
+		return false, fmt.Errorf("read features of %s: %w", dev, err)
+	}
+	return features[name], nil
 }
 
 // openPort makes a sub-interface the end of XDP redirects, and enters its host
@@ -136,6 +146,9 @@ func (p *parent) setPort(l Link, sub maps.Sub, on bool) error {
 func (p *parent) followPort(id maps.ID, sub maps.Sub, dev *legs) error {
 	port := sub.Place == maps.Port
 	if port == (dev.host.Attrs().MTU != legMTU) {
+		if port {
+			return p.keepGRO(sub, dev)
+		}
 		return nil
 	}
 	if err := p.reindex(sub); err != nil {
@@ -166,6 +179,39 @@ func (p *parent) followPort(id maps.ID, sub maps.Sub, dev *legs) error {
 	}
 	if err != nil {
 		return fmt.Errorf("set mtu of %s: %w", dev.host.Attrs().Name, err)
+	}
+	return nil
+}
+
+// keepGRO turns GRO of a port on again, without which nothing would reach it, unless
+// a program there does as well.
+func (p *parent) keepGRO(sub maps.Sub, dev *legs) error {
+	if xdp := dev.inner.Attrs().Xdp; xdp != nil && xdp.Attached {
+		return nil
+	}
+	in, err := p.h.spaceByID(dev.nsid)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrPrivilege) {
+		return nil // who made it a port could enter it
+	}
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	name := dev.inner.Attrs().Name
+	lost := false
+	err = in.within(func() error {
+		on, err := feature(name, featureGRO)
+		if lost = !on; on || err != nil {
+			return err
+		}
+		return setGRO(name, true)
+	})
+	if err != nil || !lost {
+		return err
+	}
+	p.h.log.Warn("somebody had turned off gro, which delivery xdp takes: turned on again", "parent", p.rec.Name, "name", sub.Name)
+	if dev.inner.Attrs().RawFlags&unix.IFF_UP == 0 {
+		return p.reopen(dev.host)
 	}
 	return nil
 }

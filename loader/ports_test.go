@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 
+	"github.com/xvlan/xvlan/lab"
 	"github.com/xvlan/xvlan/maps"
 )
 
@@ -175,4 +176,51 @@ func TestPortRefused(t *testing.T) {
 	for _, e := range []*end{mac, ip} {
 		s.wire.ping(t, e.ip4.Addr())
 	}
+}
+
+// Who turns off GRO of a port, which it is reached by, has it turned on again by
+// whoever looks, and at once while somebody follows.
+func TestPortGRO(t *testing.T) {
+	s := newPorts(t, siteOption{noIPv6: true})
+	know(t, s, s.all()...)
+	e := s.sub(t, "mac1")
+	on := func() (on bool) {
+		t.Helper()
+		e.ns.Do(t, func() {
+			var err error
+			if on, err = feature(e.dev, featureGRO); err != nil {
+				t.Error(err)
+			}
+		})
+		return on
+	}
+	off := func() {
+		t.Helper()
+		e.offload(t, "gro", "off")
+		s.wire.pingFails(t, e.ip4.Addr())
+	}
+	off()
+	s.sweep(t)
+	s.wire.ping(t, e.ip4.Addr())
+
+	e.offload(t, "gro", "off")
+	e.ns.Run(t, "ip", "link", "set", e.dev, "down")
+	s.sweep(t)
+	e.ns.Up(t, e.dev)
+	s.settle(t, e)
+	s.wire.ping(t, e.ip4.Addr())
+
+	stop := s.serve(t)
+	e.offload(t, "gro", "off")
+	lab.Eventually(t, "it is on again", on)
+	s.wire.ping(t, e.ip4.Addr())
+	stop()
+
+	e.xdpCounter(t) // which is reached without
+	e.offload(t, "gro", "off")
+	s.sweep(t)
+	if on() {
+		t.Error("it is turned on where it is not needed")
+	}
+	s.wire.ping(t, e.ip4.Addr())
 }

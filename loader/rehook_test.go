@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf/link"
 
@@ -59,8 +60,26 @@ func TestRehookServed(t *testing.T) {
 		before := s.running(t)
 		stop := s.serve(t)
 		defer stop()
-		s.host.ns.Run(t, "tc", "qdisc", "del", "dev", s.link(t, e).Leg, "clsact")
-		lab.Eventually(t, "it is attached again", func() bool { return slices.Equal(s.running(t), before) })
+		for _, dev := range []string{s.link(t, e).Leg, parentDev} {
+			s.host.ns.Run(t, "tc", "qdisc", "del", "dev", dev, "clsact")
+			lab.Eventually(t, "it is attached to "+dev+" again", func() bool { return slices.Equal(s.running(t), before) })
+			s.wire.ping(t, e.ip4.Addr())
+		}
+	})
+}
+
+// What no message tells of it finds when it looks by itself.
+func TestRehookServedLater(t *testing.T) {
+	lab.NeedTool(t, "bpftool")
+	onRungs(t, []rungCase{onXDP, onTCX}, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{noIPv6: true})
+		e := s.sub(t, "ip1")
+		s.addAtOnce(t, e, e.ip4)
+		before := s.running(t)
+		s.repair = 10 * time.Millisecond
+		s.serve(t)
+		s.detachAll(t)
+		lab.Eventually(t, "all is attached again", func() bool { return slices.Equal(s.running(t), before) })
 		e.ping(t, s.wire.ip4.Addr())
 	})
 }

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -121,12 +122,13 @@ func stopPipe(ctx context.Context) (stop int, closeStop func(), err error) {
 // keep looks after what there is whenever something has happened to it.
 func (h *Host) keep(stop int, looked func(error)) error {
 	var (
+		every     = cmp.Or(h.repair, RepairTime)
 		complaint string
 		repaired  time.Time
 	)
 	for {
 		look := h.sweepParents
-		if time.Since(repaired) >= RepairTime {
+		if time.Since(repaired) >= every {
 			look, repaired = h.Sweep, time.Now()
 			h.watch.devices, h.watch.parents, h.watch.gone = map[device]bool{}, map[int]bool{}, map[string]bool{}
 		}
@@ -135,7 +137,7 @@ func (h *Host) keep(stop int, looked func(error)) error {
 		if looked != nil {
 			looked(err)
 		}
-		wait := time.Until(repaired.Add(RepairTime))
+		wait := time.Until(repaired.Add(every))
 		switch {
 		case errors.Is(err, ErrAstray), errors.Is(err, ErrPrivilege):
 			return err
