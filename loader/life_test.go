@@ -315,6 +315,48 @@ func TestServe(t *testing.T) {
 	})
 }
 
+// TestServeUnnamed has other tools take sub-interfaces from one network namespace
+// to another that nothing but a process leads to, which the parent's has no id of, and
+// change them there.
+func TestServeUnnamed(t *testing.T) {
+	lab.NeedTool(t, "nsenter")
+	onRungs(t, []rungCase{onTCX, onClsact}, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		mac, ip := s.sub(t, "mac1"), s.sub(t, "ip1")
+		s.addAtOnce(t, mac, mac.ip4)
+		s.addAtOnce(t, ip, ip.ip4)
+		s.serve(t)
+		pid := unnamed(t, s.host.ns)
+		inside := func(args ...string) {
+			t.Helper()
+			s.host.ns.Run(t, "nsenter", append([]string{"-t", pid, "-n", "ip"}, args...)...)
+		}
+		links := func() (all []Link) {
+			t.Helper()
+			s.do(t, func(h *Host) (err error) { all, err = h.Links(); return err })
+			return all
+		}
+		for _, e := range []*end{mac, ip} {
+			e.ns.Run(t, "ip", "link", "set", e.dev, "netns", pid)
+			inside("link", "set", e.dev, "up")
+		}
+		changed, a := net.HardwareAddr{2, 0, 0, 0, 0, 0x78}, netip.MustParsePrefix("10.77.0.120/24")
+		inside("link", "set", mac.dev, "address", changed.String())
+		inside("addr", "add", mac.ip4.String(), "dev", mac.dev)
+		inside("addr", "add", a.String(), "dev", ip.dev)
+		lab.Eventually(t, "the datapath has the new MAC", func() bool {
+			return slices.ContainsFunc(links(), func(l Link) bool { return l.Name == mac.dev && slices.Equal(l.WireMAC, changed) })
+		})
+		lab.Eventually(t, "the datapath has the new address", func() bool {
+			return slices.ContainsFunc(links(), func(l Link) bool {
+				return l.Name == ip.dev && l.Place == maps.Away && slices.Contains(l.Addrs, LinkAddr{a.Addr(), maps.Learned})
+			})
+		})
+		s.wire.ping(t, mac.ip4.Addr())
+		s.wire.ping(t, a.Addr())
+	})
+}
+
 // TestServeMany has many changes at once, the last of which must not be missed.
 func TestServeMany(t *testing.T) {
 	s := newSite(t, onClsact, siteOption{})
