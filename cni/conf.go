@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -50,13 +49,6 @@ type envArgs struct {
 	MAC, IP, GATEWAY types.UnmarshallableString
 }
 
-// modes are those of each kind, the default first, which is the reference
-// plugins' and not ip's.
-var modes = map[maps.Kind][]maps.Mode{
-	maps.Macvlan: {maps.Bridge, maps.Private, maps.VEPA, maps.Passthru, maps.Source},
-	maps.Ipvlan:  {maps.L2, maps.L3, maps.L3S},
-}
-
 // invalid says what is wrong with a configuration.
 func invalid(format string, args ...any) error {
 	return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf(format, args...), "")
@@ -90,10 +82,6 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 	if c.Delivery != "" && c.Delivery != "auto" && c.Delivery != "xdp" {
 		return spec, invalid("delivery: %q: not known; auto and xdp are", c.Delivery)
 	}
-	spec.Datapath = loader.Datapath(c.Datapath)
-	if !slices.Contains([]loader.Datapath{loader.Auto, loader.XDP, loader.TC, loader.Kernel}, spec.Datapath) {
-		return spec, invalid("datapath: %q: not known; xdp, tc and kernel are", c.Datapath)
-	}
 	if bandwidth := string(c.RuntimeConfig.Bandwidth); bandwidth != "" && bandwidth != "null" {
 		return spec, types.NewError(types.ErrUnsupportedField, fmt.Sprintf("runtimeConfig.bandwidth: %s: nothing here limits rates; "+
 			"take the capability bandwidth out of the configuration", bandwidth), "")
@@ -102,10 +90,19 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 		return spec, types.NewError(types.ErrUnsupportedField, fmt.Sprintf("runtimeConfig.ips: %s: there is no ipam to give them; "+
 			"say ipam of type static", strings.Join(c.RuntimeConfig.IPs, ", ")), "")
 	}
-	if err := c.readMode(&spec); err != nil {
+	switch c.Kind {
+	case "":
+	case "macvlan":
+		spec.Kind = maps.Macvlan
+	case "ipvlan":
+		spec.Kind = maps.Ipvlan
+	default:
+		return spec, invalid("kind: %q: not known; macvlan and ipvlan are", c.Kind)
+	}
+	if err := errors.Join(spec.SetMode(c.Mode), spec.SetDatapath(c.Datapath)); err != nil {
 		return spec, err
 	}
-	if err := c.readFlag(&spec); err != nil {
+	if err := spec.SetFlag(c.Flag); err != nil {
 		return spec, err
 	}
 	if err := c.readMacvlan(&spec); err != nil {
@@ -114,66 +111,6 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 	var err error
 	spec.MAC, err = c.readMAC(args.Args)
 	return spec, err
-}
-
-func (c *conf) readMode(spec *loader.LinkSpec) error {
-	switch c.Kind {
-	case "macvlan":
-		spec.Kind = maps.Macvlan
-	case "ipvlan":
-		spec.Kind = maps.Ipvlan
-	case "":
-		spec.Kind = maps.Macvlan
-		if slices.ContainsFunc(modes[maps.Ipvlan], func(m maps.Mode) bool { return m.String() == c.Mode }) {
-			spec.Kind = maps.Ipvlan
-		}
-	default:
-		return invalid("kind: %q: not known; macvlan and ipvlan are", c.Kind)
-	}
-	of := modes[spec.Kind]
-	if c.Mode == "" {
-		spec.Mode = of[0]
-		return nil
-	}
-	i := slices.IndexFunc(of, func(m maps.Mode) bool { return m.String() == c.Mode })
-	switch {
-	case i >= 0:
-		spec.Mode = of[i]
-		return nil
-	case c.Kind == "":
-		return invalid("mode: %q: not known; these are: %s of macvlan, %s of ipvlan", c.Mode, list(modes[maps.Macvlan]), list(modes[maps.Ipvlan]))
-	}
-	return invalid("mode: %q: no mode of %s; these are: %s", c.Mode, c.Kind, list(of))
-}
-
-func list(modes []maps.Mode) string {
-	names := make([]string, len(modes))
-	for i, m := range modes {
-		names[i] = m.String()
-	}
-	return strings.Join(names, ", ")
-}
-
-func (c *conf) readFlag(spec *loader.LinkSpec) error {
-	flags := []maps.Class{maps.ClassBridge, maps.ClassPrivate, maps.ClassVEPA}
-	switch {
-	case c.Flag == "":
-		return nil
-	case spec.Kind == maps.Ipvlan:
-		i := slices.IndexFunc(flags, func(f maps.Class) bool { return f.String() == c.Flag })
-		if i < 0 {
-			return invalid("flag: %q: no flag of ipvlan; these are: bridge, private, vepa", c.Flag)
-		}
-		spec.Flag = flags[i]
-	case c.Flag == "nopromisc" && spec.Mode == maps.Passthru:
-		spec.NoPromisc = true
-	case c.Flag == "nodst" && spec.Mode == maps.Source:
-		spec.Source.NoDst = true
-	default:
-		return invalid("flag: %q: not with mode %s; mode passthru has nopromisc, mode source nodst, "+
-			"and an ipvlan bridge, private or vepa", c.Flag, spec.Mode)
-	}
-	return nil
 }
 
 // readMacvlan reads what only a macvlan has.

@@ -41,13 +41,20 @@ func (s *LinkSpec) SetMode(name string) error {
 	return fmt.Errorf("mode %q: %w: %s are known", name, ErrInvalid, listed(all))
 }
 
-// SetFlag sets an ipvlan's flag, "" for none.
+// SetFlag sets the flag of an ipvlan, or of a macvlan's mode, "" for none. The mode
+// has to be set.
 func (s *LinkSpec) SetFlag(name string) error {
-	if name == "" {
+	switch {
+	case name == "":
 		return nil
-	}
-	if s.Kind != maps.Ipvlan {
-		return fmt.Errorf("flag %s: %w: mode %s has none; an ipvlan has", name, ErrInvalid, s.Mode)
+	case name == "nopromisc" && s.Mode == maps.Passthru:
+		s.NoPromisc = true
+		return nil
+	case name == "nodst" && s.Mode == maps.Source:
+		s.Source.NoDst = true
+		return nil
+	case s.Kind != maps.Ipvlan:
+		return fmt.Errorf("flag %s: %w: not with mode %s; mode passthru has nopromisc, source nodst, and an ipvlan others", name, ErrInvalid, s.Mode)
 	}
 	flags := []maps.Class{maps.ClassBridge, maps.ClassPrivate, maps.ClassVEPA}
 	i := slices.IndexFunc(flags, func(c maps.Class) bool { return c.String() == name })

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"errors"
+	"reflect"
 	"testing"
 
 	"github.com/xvlan/xvlan/maps"
@@ -25,6 +26,9 @@ func TestSpecWords(t *testing.T) {
 		{mode: "Bridge", wrong: true},
 		{flag: "bridge", wrong: true},
 		{mode: "l2", flag: "source", wrong: true},
+		{mode: "passthru", flag: "nopromisc", want: LinkSpec{Kind: maps.Macvlan, Mode: maps.Passthru, NoPromisc: true}},
+		{mode: "source", flag: "nodst", want: LinkSpec{Kind: maps.Macvlan, Mode: maps.Source, Source: SourceSpec{NoDst: true}}},
+		{mode: "source", flag: "nopromisc", wrong: true},
 		{datapath: "auto", wrong: true},
 	} {
 		spec := LinkSpec{Kind: c.kind}
@@ -32,7 +36,7 @@ func TestSpecWords(t *testing.T) {
 		if c.wrong != (err != nil) || err != nil && !errors.Is(err, ErrInvalid) {
 			t.Errorf("%+v: %v", c, err)
 		}
-		if err == nil && (spec.Kind != c.want.Kind || spec.Mode != c.want.Mode || spec.Flag != c.want.Flag || spec.Datapath != c.want.Datapath) {
+		if err == nil && !reflect.DeepEqual(spec, c.want) {
 			t.Errorf("%+v: got %+v", c, spec)
 		}
 	}
