@@ -80,6 +80,11 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if sub.Kind == maps.Ipvlan {
 		sub.Place = placeOf(sub, l.Netns != "")
 	}
+	if c.Source != nil { // first, as it may be refused for want of room
+		if err := p.editSources(l.ID, c.Source); err != nil {
+			return err
+		}
+	}
 	if c.Mode != 0 && sub.Kind == maps.Ipvlan {
 		if err := p.relink(l, sub); err != nil {
 			return err
@@ -88,24 +93,47 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if err := p.maps.PutSub(l.ID, sub); err != nil {
 		return err
 	}
-	if leaves || c.Source != nil && c.Source.Flush {
+	if leaves {
 		if err := p.flushSources(l.ID); err != nil {
 			return err
 		}
 	}
-	if c.Source != nil {
-		for _, mac := range c.Source.Add {
-			if err := p.maps.PutSource(l.ID, mac); err != nil {
-				return err
-			}
-		}
-		for _, mac := range c.Source.Del {
-			if err := p.maps.DeleteSource(l.ID, mac); err != nil {
-				return err
-			}
-		}
-	}
 	return p.reindex(sub)
+}
+
+// editSources changes a list, or leaves it as it is where there is no room.
+func (p *parent) editSources(id maps.ID, edit *SourceEdit) error {
+	lists, err := p.maps.Sources()
+	if err != nil {
+		return err
+	}
+	before := lists[id]
+	change := func() error {
+		if edit.Flush {
+			if err := p.flushSources(id); err != nil {
+				return err
+			}
+		}
+		for _, mac := range edit.Add {
+			if err := p.maps.PutSource(id, mac); err != nil {
+				return err
+			}
+		}
+		for _, mac := range edit.Del {
+			if err := p.maps.DeleteSource(id, mac); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if err = change(); err == nil {
+		return nil
+	}
+	errs := []error{err, p.flushSources(id)}
+	for _, mac := range before {
+		errs = append(errs, p.maps.PutSource(id, mac))
+	}
+	return errors.Join(errs...)
 }
 
 // flushSources empties a list.

@@ -145,9 +145,9 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 			}
 		}
 	}
-	for _, a := range addrs {
+	for i, a := range addrs {
 		if err := p.maps.ReplaceAddr(0, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: maps.Given}); err != nil {
-			return err
+			return errors.Join(err, p.ungive(l, sub, addrs[:i]))
 		}
 	}
 	has, err := p.h.prefixesOf(l)
@@ -178,6 +178,20 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 		}
 	}
 	return p.followRoutes()
+}
+
+// ungive makes addresses what they were before they were given.
+func (p *parent) ungive(l Link, sub maps.Sub, addrs []netip.Prefix) error {
+	var errs []error
+	for _, a := range addrs {
+		was := slices.IndexFunc(l.Addrs, func(x LinkAddr) bool { return x.Addr == a.Addr() })
+		if was < 0 {
+			errs = append(errs, p.maps.DeleteAddr(0, a.Addr()))
+		} else {
+			errs = append(errs, p.maps.ReplaceAddr(0, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: l.Addrs[was].Origin}))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // setAddrs sets those addresses on a device that it has not, and has them

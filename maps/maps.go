@@ -14,9 +14,13 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/bpf"
 )
+
+// ErrFull is returned where a map has no room for one more key.
+var ErrFull = errors.New("no room")
 
 // ErrSchema is returned for maps that another version of xvlan has made.
 var ErrSchema = errors.New("maps of another schema")
@@ -362,7 +366,7 @@ func (s *Set) DeletePort(id ID) error { return del(s.ports, uint32(id), id) }
 // PutSource puts a MAC on the list of a sub-interface in source mode.
 func (s *Set) PutSource(id ID, mac net.HardwareAddr) error {
 	if err := s.bySrc.Put(&bpf.XvlanSrcKey{Id: uint32(id), Mac: [6]byte(mac)}, uint32(0)); err != nil {
-		return fmt.Errorf("enter source %s: %w", mac, err)
+		return fmt.Errorf("enter source %s: %w", mac, full(s.bySrc, err))
 	}
 	return nil
 }
@@ -476,9 +480,17 @@ func ip6Key(vlan uint16, a netip.Addr) *bpf.XvlanIp6Key {
 func put(m *ebpf.Map, key any, d Dest, how ebpf.MapUpdateFlags, what any) error {
 	c := d.toC()
 	if err := m.Update(key, &c, how); err != nil {
-		return fmt.Errorf("enter %v: %w", what, err)
+		return fmt.Errorf("enter %v: %w", what, full(m, err))
 	}
 	return nil
+}
+
+// full makes the kernel's word for it ErrFull.
+func full(m *ebpf.Map, err error) error {
+	if errors.Is(err, unix.E2BIG) {
+		return fmt.Errorf("%w: all %d places are taken; a parent that is attached with a higher capacity has more", ErrFull, m.MaxEntries())
+	}
+	return err
 }
 
 func del(m *ebpf.Map, key, what any) error {

@@ -50,6 +50,52 @@ func TestCapacity(t *testing.T) {
 	w.same(t, before)
 }
 
+// What there is no room for in the maps changes nothing.
+func TestFull(t *testing.T) {
+	w := newWorld(t)
+	before := w.snapshot(t)
+	w.must(t, "parent attach eth0 capacity 2")
+	w.must(t, "link add link eth0 c1 netns "+w.inside.Name()+" up type ipvlan mode l2")
+	w.must(t, "link add link eth0 s1 netns "+w.inside.Name()+" type macvlan mode source macaddr set 02:00:00:00:00:01 02:00:00:00:00:02")
+	var addrs, macs []string
+	for i := range 1100 { // there are 16 for each, and 1,024 for the host
+		addrs = append(addrs, fmt.Sprintf("10.78.%d.%d/16", i/250, i%250+1))
+	}
+	for i := range 40 { // there are 16 for each
+		macs = append(macs, fmt.Sprintf("02:00:00:00:01:%02x", i))
+	}
+	file := w.fileOf(t, "parents: [{name: eth0, capacity: 2, links: [{name: c1, type: ipvlan, mode: l2, netns: INSIDE, addr: ["+strings.Join(addrs, ", ")+"]}]}]")
+	full, config := w.snapshot(t), w.must(t, "config")
+	for line, says := range map[string]string{
+		"link set s1 type macvlan macaddr set " + strings.Join(macs, " "): "enter source 02:00:00:00:01:|no room|all 32 places|higher capacity",
+		"apply -f " + file: "enter 10.78.4.|no room|all 1056 places|higher capacity",
+	} {
+		r := w.xvlan(t, strings.Fields(line)...)
+		r.refused(t, exitFail)
+		r.says(t, says)
+		w.same(t, full)
+		if now := w.must(t, "config"); now != config {
+			t.Errorf("it was\n%s\nand is now\n%s", config, now)
+		}
+		if l := w.links(t); len(l) != 2 || len(l[0].Addrs) != 0 {
+			t.Errorf("now there are %+v", l)
+		}
+	}
+	w.must(t, "link del s1")
+	alone := w.snapshot(t)
+	for line, says := range map[string]string{
+		"link add link eth0 s1 type macvlan mode source macaddr set " + strings.Join(macs, " "):   "no room|all 32 places",
+		"link add link eth0 c2 up addr " + strings.Join(addrs, " addr ") + " type ipvlan mode l2": "no room|all 1056 places",
+	} {
+		r := w.xvlan(t, strings.Fields(line)...)
+		r.refused(t, exitFail)
+		r.says(t, says)
+		w.same(t, alone)
+	}
+	w.must(t, "parent detach eth0")
+	w.same(t, before)
+}
+
 // Maps that another version has made are left as they are by all commands.
 func TestOtherSchema(t *testing.T) {
 	w := newWorld(t)
