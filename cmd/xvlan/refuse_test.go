@@ -96,11 +96,12 @@ func TestFull(t *testing.T) {
 	w.same(t, before)
 }
 
-// Maps that another version has made are left as they are by all commands.
+// Maps that another version has made are left as they are by all commands, and
+// packets flow.
 func TestOtherSchema(t *testing.T) {
 	w := newWorld(t)
 	before := w.snapshot(t)
-	w.must(t, "link add link eth0 c1 type macvlan mode bridge")
+	w.must(t, "link add link eth0 c1 addr "+subAddr+"/24 netns "+w.inside.Name()+" up type macvlan mode bridge")
 	setSchema := func(version uint32) {
 		meta, err := ebpf.LoadPinnedMap(filepath.Join(pinDir, w.pins(t)[0], bpf.MapMeta), nil)
 		if err != nil {
@@ -119,7 +120,9 @@ func TestOtherSchema(t *testing.T) {
 	setSchema(bpf.Schema + 41)
 	attached := w.snapshot(t)
 	for _, line := range []string{
-		"link show", "link show c1", "-j link", "parent show", "link del c1", "link set c1 netns " + w.inside.Name(),
+		"link show", "link show c1", "-j link", "parent show", "link del c1", "link set c1 netns " + w.host.Name(),
+		"config", "top -b -n 1", "monitor", "capture c1 -c 1", "trace eth0 hex 0102", "parent upgrade", "parent upgrade eth0",
+		"apply -f " + w.fileOf(t, "parents: [{name: eth0, links: [{name: c1, type: macvlan, mode: private}]}]"),
 		"link add link eth0 c2 type macvlan mode bridge", "link add --datapath kernel link eth0 c2 type macvlan mode bridge",
 		"parent attach eth0", "parent attach eth0 unknown drop", "parent detach eth0",
 	} {
@@ -130,6 +133,7 @@ func TestOtherSchema(t *testing.T) {
 			w.same(t, attached)
 		})
 	}
+	ping(t, w.inside, "c1", wireAddr)
 	setSchema(bpf.Schema)
 	w.must(t, "link del c1")
 	w.same(t, before)
