@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 
 	"github.com/xvlan/xvlan/bpf"
@@ -19,8 +21,37 @@ func (w *world) attach(tb testing.TB) {
 	tb.Helper()
 	w.attachTo(tb, "p0", bpf.XvlanProgXvlanRx)
 	for id := range w.subs {
-		w.attachTo(tb, legName(id), bpf.XvlanProgXvlanTx)
+		if w.netkit {
+			w.attachNetkit(tb, id)
+		} else {
+			w.attachTo(tb, legName(id), bpf.XvlanProgXvlanTx)
+		}
 	}
+}
+
+// attachNetkit puts xvlan_tx on what an inner leg sends, and xvlan_turn on the
+// host leg.
+func (w *world) attachNetkit(tb testing.TB, id uint32) {
+	tb.Helper()
+	w.attachTo(tb, legName(id), bpf.XvlanProgXvlanTurn)
+	w.host.Do(tb, func() {
+		l, err := link.AttachNetkit(link.NetkitOptions{
+			Program: w.coll.Programs[bpf.XvlanProgXvlanTx], Interface: int(w.subs[id].Leg), Attach: ebpf.AttachNetkitPeer})
+		if err != nil {
+			tb.Errorf("attach xvlan_tx to %d: %v", id, err)
+			return
+		}
+		tb.Cleanup(func() { l.Close() })
+	})
+}
+
+// onPairs runs a test with legs of each kind.
+func onPairs(t *testing.T, test func(t *testing.T, netkit bool)) {
+	t.Run("veth", func(t *testing.T) { test(t, false) })
+	t.Run("netkit", func(t *testing.T) {
+		lab.NeedNetkit(t)
+		test(t, true)
+	})
 }
 
 func (w *world) attachTo(tb testing.TB, dev, prog string) {

@@ -49,8 +49,8 @@ static __always_inline bool has_vlan(struct net_device *dev, __be16 tpid_be, __u
 	return found;
 }
 
-/* The other end of a veth, which keeps it as the first member of its private
- * area; NULL where the device turns out to be no veth. */
+/* The other end of a veth or a netkit, which keep it as the first member of their
+ * private area; NULL where the device turns out to be neither. */
 static __always_inline struct net_device *peer_of(struct net_device *leg)
 {
 	__u32 size = (bpf_core_type_size(struct net_device) + NETDEV_ALIGN - 1) & -NETDEV_ALIGN;
@@ -59,7 +59,7 @@ static __always_inline struct net_device *peer_of(struct net_device *leg)
 
 	if (bpf_probe_read_kernel(&peer, sizeof(peer), (void *)leg + size) || !peer)
 		return NULL;
-	/* Both ends of a veth have one driver; anything else was no peer. */
+	/* Both ends have one driver; anything else was no peer. */
 	if (bpf_core_read(&ops, sizeof(ops), &leg->netdev_ops) ||
 	    bpf_core_read(&peer_ops, sizeof(peer_ops), &peer->netdev_ops) || ops != peer_ops)
 		return NULL;

@@ -23,6 +23,7 @@ func LoadDryRun(capacity uint32, maps map[string]*ebpf.Map) (*DryRun, error) {
 		return nil, err
 	}
 	delete(spec.Programs, TraceProgXvlanMeet)
+	delete(spec.Programs, TraceProgXvlanTurn)
 	coll, err := onMaps(spec, maps)
 	if err != nil {
 		return nil, fmt.Errorf("load dry run: %w", err)

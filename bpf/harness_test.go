@@ -63,6 +63,7 @@ type world struct {
 
 	crowded bool // every slot is shared
 	seen    bool // the slots of addresses have all that stands in the hash maps
+	netkit  bool // legs are netkit pairs instead of veth
 
 	dry *bpf.DryRun // on the same maps; nil until it is needed
 }
@@ -121,7 +122,12 @@ func (w *world) add(tb testing.TB, id uint32, sub bpf.XvlanSub) {
 		inner = w.inside
 	}
 	sub.Mac, sub.Gen = macOf(id), generation
-	lab.VethWith(tb, w.host, legName(id), inner, innerName(id), lab.VethOptions{MACB: sub.Mac[:]})
+	pair := lab.VethWith
+	if w.netkit {
+		pair = lab.NetkitWith
+		sub.Flags |= bpf.XvlanSubFlagSUB_NETKIT
+	}
+	pair(tb, w.host, legName(id), inner, innerName(id), lab.VethOptions{MACB: sub.Mac[:]})
 	sub.Leg = uint32(w.host.Link(tb, legName(id)).Attrs().Index)
 	if err := inner.Handle().LinkSetAllmulticastOn(inner.Link(tb, innerName(id))); err != nil {
 		tb.Fatalf("let %d receive all groups: %v", id, err)
@@ -160,10 +166,14 @@ func plain(sub bpf.XvlanSub) bpf.XvlanSub {
 }
 
 // usualWorld makes a world with the usual sub-interfaces and enters them.
-func usualWorld(tb testing.TB) *world {
+func usualWorld(tb testing.TB) *world { return usualWorldOf(tb, false) }
+
+// usualWorldOf is usualWorld with legs of either kind.
+func usualWorldOf(tb testing.TB, netkit bool) *world {
 	tb.Helper()
 	const here, away = bpf.XvlanSubPlacePLACE_LOCAL, bpf.XvlanSubPlacePLACE_AWAY
 	w := newWorld(tb, capacity)
+	w.netkit = netkit
 	w.add(tb, macAway, macvlan(away))
 	w.add(tb, macHere, macvlan(here))
 	w.add(tb, macGiven, macvlan(away))

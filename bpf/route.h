@@ -127,13 +127,15 @@ static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me
 		return drop(f->skb, me, VERDICT_DROP_MODE, size);
 	if (sub && sub->class == CLASS_BRIDGE) {
 		count(f->skb, me, VERDICT_TX, size);
-		return deliver(f->skb, sub, id, size, FROM_SIBLING);
+		return deliver(f->skb, sub, id, size, way_of(from));
 	}
 	if (from->mode == MODE_L3)
 		return tx_by_route(f, from, me, who, &to, size);
 	/* l3s: the stack takes what is for the host, and routes what is not. */
 	count(f->skb, me, VERDICT_TX, size);
 	bpf_skb_change_type(f->skb, PACKET_HOST);
+	if (from->flags & SUB_NETKIT)
+		f->skb->mark = 0; /* see xvlan_turn */
 	return TC_ACT_UNSPEC;
 }
 

@@ -39,7 +39,9 @@ const (
 
 // skBuff is struct __sk_buff, with names for what a test run takes from it.
 type skBuff struct {
-	_       [40]byte
+	_       [8]byte
+	Mark    uint32
+	_       [28]byte
 	Ifindex uint32
 	_       [132]byte
 	GSOSize uint32

@@ -8,13 +8,16 @@ import (
 
 // A sub-interface in source mode takes the copy of a frame to the parent's MAC
 // for its own, whose bytes it has unless its device is in the parent's netns.
-func TestSourceOfHost(t *testing.T) {
+func TestSourceOfHost(t *testing.T) { onPairs(t, testSourceOfHost) }
+
+func testSourceOfHost(t *testing.T, netkit bool) {
 	const me = 1
 	for name, place := range map[string]bpf.XvlanSubPlace{
 		"away": bpf.XvlanSubPlacePLACE_AWAY, "here": bpf.XvlanSubPlacePLACE_LOCAL,
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, 2)
+			w.netkit = netkit
 			sub := macvlan(place)
 			sub.Class = classSource
 			w.add(t, me, sub)

@@ -71,6 +71,7 @@ const (
 	TraceProgXvlanCarry  = "xvlan_carry"
 	TraceProgXvlanMeet   = "xvlan_meet"
 	TraceProgXvlanRx     = "xvlan_rx"
+	TraceProgXvlanTurn   = "xvlan_turn"
 	TraceProgXvlanTx     = "xvlan_tx"
 	TraceProgXvlanXdp    = "xvlan_xdp"
 	TraceVarAddrShift    = "addr_shift"
@@ -128,6 +129,7 @@ type TraceProgramSpecs struct {
 	XvlanCarry *ebpf.ProgramSpec `ebpf:"xvlan_carry"`
 	XvlanMeet  *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
+	XvlanTurn  *ebpf.ProgramSpec `ebpf:"xvlan_turn"`
 	XvlanTx    *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
 	XvlanXdp   *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
 }
@@ -230,6 +232,7 @@ type TracePrograms struct {
 	XvlanCarry *ebpf.Program `ebpf:"xvlan_carry"`
 	XvlanMeet  *ebpf.Program `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.Program `ebpf:"xvlan_rx"`
+	XvlanTurn  *ebpf.Program `ebpf:"xvlan_turn"`
 	XvlanTx    *ebpf.Program `ebpf:"xvlan_tx"`
 	XvlanXdp   *ebpf.Program `ebpf:"xvlan_xdp"`
 }
@@ -239,6 +242,7 @@ func (p *TracePrograms) Close() error {
 		p.XvlanCarry,
 		p.XvlanMeet,
 		p.XvlanRx,
+		p.XvlanTurn,
 		p.XvlanTx,
 		p.XvlanXdp,
 	)

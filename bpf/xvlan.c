@@ -16,7 +16,9 @@
  *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids, and serves
  *                                   the XDP programs of sub-interfaces
  *   xvlan_rx   parent, tc ingress   wire -> sub-interfaces, the rest -> host
- *   xvlan_tx   host leg, tc ingress sub-interface -> siblings, the rest -> wire
+ *   xvlan_tx   host leg, tc ingress sub-interface -> siblings, the rest -> wire; of a
+ *                                   netkit pair, on the inner leg's egress
+ *   xvlan_turn host leg, tc ingress of a netkit pair: what is for a sibling's peer
  *   xvlan_meet by the loader       writes down what is at a host leg's other end
  *   xvlan_carry by the loader      adds to counters while frames are counted
  */
@@ -545,18 +547,34 @@ static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 		sub->place = place;
 }
 
-enum way { FROM_WIRE, FROM_SIBLING };
+enum way { FROM_WIRE, FROM_SIBLING, FROM_NETKIT };
+
+static __always_inline enum way way_of(const struct sub *from)
+{
+	return from->flags & SUB_NETKIT ? FROM_NETKIT : FROM_SIBLING;
+}
+
+/* On what comes in by a host leg: it is for that one's own inner leg. Of what
+ * the inner leg sends from another netns, the kernel clears the mark. */
+#define MARK_INWARD 0x78766c6e
 
 /* Unicast to one sub-interface. The peer redirect makes the frame PACKET_HOST
  * whatever its MAC, and passes the inner leg's driver and its XDP program by; by
- * the leg, the inner device compares. What comes from the wire for one in mode
- * l3s goes up: the host's stack forwards it to the leg. */
+ * the leg, the inner device compares. It can be made from tc ingress alone: what a
+ * netkit sends goes on to its host leg's, marked with the leg that it is for. What
+ * comes from the wire for one in mode l3s goes up: the host's stack forwards it to
+ * the leg. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
 				   struct size size, enum way way)
 {
 	count(skb, id, VERDICT_RX, size);
-	if (sub->place == PLACE_AWAY)
-		return bpf_redirect_peer(sub->leg, 0);
+	if (sub->place == PLACE_AWAY) {
+		if (way != FROM_NETKIT)
+			return bpf_redirect_peer(sub->leg, 0);
+		note(STEP_PEER, 0, sub->leg);
+		skb->mark = sub->leg;
+		return TC_ACT_OK;
+	}
 	if (sub->kind == KIND_IPVLAN) {
 		if (way == FROM_WIRE && sub->place == PLACE_HOST)
 			return TC_ACT_UNSPEC;
@@ -601,10 +619,6 @@ static __always_inline bool not_joined(const struct flood *f, const struct sub *
 		count(f->skb, id, VERDICT_GROUP_MANY, (struct size){.packets = 1});
 	return m == GROUP_NOT;
 }
-
-/* On a copy in the ingress of a host leg: it is for the inner leg. Of what the
- * inner leg sends from another netns, the kernel clears the mark. */
-#define MARK_INWARD 0x78766c6e
 
 /* A copy of a frame to the parent's MAC, which the inner leg is to take for its
  * own, though the MAC is not. Only a peer redirect says so, and a clone cannot
@@ -1029,12 +1043,14 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	to = lookup(f, &id, &unknown);
 	if (to && from->class & to->class & CLASS_BRIDGE) {
 		count(f->skb, me, VERDICT_TX, size);
-		return deliver(f->skb, to, id, size, FROM_SIBLING);
+		return deliver(f->skb, to, id, size, way_of(from));
 	}
 	if (to && from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
 	    to->kind == KIND_IPVLAN)
 		return drop(f->skb, me, VERDICT_DROP_MODE, size);
-	if (!to && !unknown && from->class == CLASS_SOURCE && f->skb->mark == MARK_INWARD)
+	/* With netkit these come in by xvlan_turn. */
+	if (!to && !unknown && from->class == CLASS_SOURCE && !(from->flags & SUB_NETKIT) &&
+	    f->skb->mark == MARK_INWARD)
 		return bpf_redirect_peer(from->leg, 0); /* copy_as_own has counted it */
 	count(f->skb, me, VERDICT_TX, size);
 	/* The parent's MAC is the sender's, too: what has it and is for none of
@@ -1070,6 +1086,19 @@ int xvlan_tx(struct __sk_buff *skb)
 	if (is_group(&f))
 		return tx_group(&f, sub, me, size);
 	return tx_unicast(&f, sub, me, size);
+}
+
+/* What xvlan_tx, on the egress of a netkit, or copy_as_own has marked with whose
+ * inner leg it is for. Without a mark it is the host's, from one in mode l3s. */
+SEC("tc")
+int xvlan_turn(struct __sk_buff *skb)
+{
+	__u32 leg = skb->mark;
+
+	if (!leg)
+		return TC_ACT_UNSPEC;
+	skb->mark = 0;
+	return bpf_redirect_peer(leg == MARK_INWARD ? skb->ifindex : leg, 0);
 }
 
 /* Run by the loader as if by a frame on a new host leg. */

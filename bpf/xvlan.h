@@ -13,8 +13,9 @@
  * loader never writes into maps that another version's programs read. What older
  * maps hold is carried over by the names of types and fields, see convert() in
  * package maps: so what changes its meaning takes another name, and what is an
- * index or a bit (verdicts, flags) stays at its place. */
-#define XVLAN_SCHEMA 5
+ * index or a bit (verdicts, flags) stays at its place. 6 is 5 with SUB_NETKIT,
+ * which programs for 5 do not heed; all else is laid out as it was. */
+#define XVLAN_SCHEMA 6
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -105,6 +106,7 @@ enum sub_flag {
 	SUB_PROMISC = 4,   /* passthru: the parent was made promiscuous */
 	SUB_PLAIN = 8,	   /* active, bridge or vepa, and gets by its MAC all that has no tag */
 	SUB_PLAIN_IP = 16, /* the same by its addresses */
+	SUB_NETKIT = 32,   /* its legs are a netkit pair: xvlan_tx runs on the inner one's egress */
 };
 
 enum dest_flag {

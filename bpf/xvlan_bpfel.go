@@ -194,6 +194,7 @@ const (
 	XvlanSubFlagSUB_PROMISC   XvlanSubFlag = 4
 	XvlanSubFlagSUB_PLAIN     XvlanSubFlag = 8
 	XvlanSubFlagSUB_PLAIN_IP  XvlanSubFlag = 16
+	XvlanSubFlagSUB_NETKIT    XvlanSubFlag = 32
 )
 
 type XvlanSubKind uint32
@@ -288,6 +289,7 @@ const (
 	XvlanProgXvlanCarry  = "xvlan_carry"
 	XvlanProgXvlanMeet   = "xvlan_meet"
 	XvlanProgXvlanRx     = "xvlan_rx"
+	XvlanProgXvlanTurn   = "xvlan_turn"
 	XvlanProgXvlanTx     = "xvlan_tx"
 	XvlanProgXvlanXdp    = "xvlan_xdp"
 	XvlanVarAddrShift    = "addr_shift"
@@ -344,6 +346,7 @@ type XvlanProgramSpecs struct {
 	XvlanCarry *ebpf.ProgramSpec `ebpf:"xvlan_carry"`
 	XvlanMeet  *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
+	XvlanTurn  *ebpf.ProgramSpec `ebpf:"xvlan_turn"`
 	XvlanTx    *ebpf.ProgramSpec `ebpf:"xvlan_tx"`
 	XvlanXdp   *ebpf.ProgramSpec `ebpf:"xvlan_xdp"`
 }
@@ -444,6 +447,7 @@ type XvlanPrograms struct {
 	XvlanCarry *ebpf.Program `ebpf:"xvlan_carry"`
 	XvlanMeet  *ebpf.Program `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.Program `ebpf:"xvlan_rx"`
+	XvlanTurn  *ebpf.Program `ebpf:"xvlan_turn"`
 	XvlanTx    *ebpf.Program `ebpf:"xvlan_tx"`
 	XvlanXdp   *ebpf.Program `ebpf:"xvlan_xdp"`
 }
@@ -453,6 +457,7 @@ func (p *XvlanPrograms) Close() error {
 		p.XvlanCarry,
 		p.XvlanMeet,
 		p.XvlanRx,
+		p.XvlanTurn,
 		p.XvlanTx,
 		p.XvlanXdp,
 	)

@@ -110,6 +110,14 @@ func HasKind(tb testing.TB, kind string) bool {
 	return !errors.Is(err, unix.EOPNOTSUPP)
 }
 
+// NeedNetkit skips a test where the kernel has no netkit.
+func NeedNetkit(tb testing.TB) {
+	tb.Helper()
+	if !HasKind(tb, "netkit") {
+		tb.Skip("the kernel has no netkit (Linux 6.8, CONFIG_NETKIT)")
+	}
+}
+
 // Eventually waits for something that the kernel does in its own time, for thirty
 // seconds at most; what it is stands in the failure.
 func Eventually(tb testing.TB, what string, cond func() bool) {

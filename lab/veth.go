@@ -48,3 +48,24 @@ func VethWith(tb testing.TB, a *Netns, nameA string, b *Netns, nameB string, opt
 	a.Up(tb, nameA)
 	b.Up(tb, nameB)
 }
+
+// NetkitWith joins two namespaces by a netkit pair in mode L2, both ends up. The
+// first end is the primary; what the second sends is dropped unless a program on
+// it says otherwise. Queues are not heeded.
+func NetkitWith(tb testing.TB, a *Netns, nameA string, b *Netns, nameB string, opts VethOptions) {
+	tb.Helper()
+	attrs, peer := netlink.NewLinkAttrs(), netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = nameA, opts.MTU, opts.MACA
+	peer.Name, peer.MTU, peer.HardwareAddr = nameB, opts.MTU, opts.MACB
+	peer.Namespace = netlink.NsFd(b.Fd())
+	netkit := &netlink.Netkit{
+		LinkAttrs: attrs, Mode: netlink.NETKIT_MODE_L2, PeerPolicy: netlink.NETKIT_POLICY_BLACKHOLE,
+		Scrub: netlink.NETKIT_SCRUB_DEFAULT, PeerScrub: netlink.NETKIT_SCRUB_DEFAULT,
+	}
+	netkit.SetPeerAttrs(&peer)
+	if err := a.handle.LinkAdd(netkit); err != nil {
+		tb.Fatalf("add netkit %s in %s, %s in %s: %v", nameA, a.name, nameB, b.name, err)
+	}
+	a.Up(tb, nameA)
+	b.Up(tb, nameB)
+}

@@ -19,15 +19,17 @@ import (
 
 // Pins in a parent's folder besides the maps, which carry their own names.
 const (
-	pinRX  = "rx"   // tcx link of the parent
-	pinXDP = "xdp"  // XDP link of the parent
-	pinLeg = "leg-" // and the id: tcx link of a host leg
+	pinRX   = "rx"    // tcx link of the parent
+	pinXDP  = "xdp"   // XDP link of the parent
+	pinLeg  = "leg-"  // and the id: tcx link of a host leg, or the netkit link
+	pinTurn = "turn-" // and the id: tcx link of a netkit's host leg
 
 	// Programs: those that later calls need, and all whose running is counted.
-	pinTX      = bpf.XvlanProgXvlanTx
-	pinMeet    = bpf.XvlanProgXvlanMeet
-	pinRXProg  = bpf.XvlanProgXvlanRx
-	pinXDPProg = bpf.XvlanProgXvlanXdp
+	pinTX       = bpf.XvlanProgXvlanTx
+	pinMeet     = bpf.XvlanProgXvlanMeet
+	pinTurnProg = bpf.XvlanProgXvlanTurn
+	pinRXProg   = bpf.XvlanProgXvlanRx
+	pinXDPProg  = bpf.XvlanProgXvlanXdp
 )
 
 // parent is an attached parent whose lock is held.

@@ -70,7 +70,7 @@ func (h *Host) findIn(sel Selector) (l Link, ok bool, err error) {
 	}
 	defer s.close()
 	dev, err := s.nl.LinkByName(sel.Name)
-	if err != nil || dev.Type() != "veth" {
+	if err != nil || !isPair(dev) {
 		return l, false, nil // whoever looks everywhere says what is wrong
 	}
 	leg, err := h.nl.LinkByIndex(dev.Attrs().ParentIndex)

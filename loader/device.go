@@ -193,15 +193,52 @@ func (s *space) configure(spec *LinkSpec) error {
 	return nil
 }
 
-// addVeth makes a sub-interface's device: the host leg here, down, and the
+// addLegs makes a sub-interface's device: the host leg here, down, and the
 // inner leg under the user's name in its namespace.
-func (h *Host) addVeth(leg string, in *space, spec *LinkSpec) (index int, err error) {
+func (h *Host) addLegs(leg string, in *space, spec *LinkSpec) (index int, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = leg, legMTU
 	if spec.Port {
 		attrs.MTU = max(portLegMTU, spec.MTU)
 	}
 	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
+	var pair netlink.Link = vethPair(attrs, in, spec)
+	if spec.Netkit {
+		pair = netkitPair(attrs, in, spec)
+	}
+	if err := h.nl.LinkAdd(pair); err != nil {
+		if errors.Is(err, unix.EEXIST) {
+			return 0, fmt.Errorf("name %s: %w%s", spec.Name, ErrExists, in.where())
+		}
+		return 0, fmt.Errorf("add %s pair: %w", pair.Type(), err)
+	}
+	if pair.Attrs().Index == 0 { // LinkAdd has looked for it
+		return 0, fmt.Errorf("find host leg %s: %w", leg, ErrNotFound)
+	}
+	return pair.Attrs().Index, nil
+}
+
+var errKernelNetkit = fmt.Errorf("leg netkit: %w: on the kernel rung a device has no legs; leave it out, or ask for datapath tc", ErrUnsupported)
+
+// checkNetkit refuses netkit legs where the kernel has none, and where nothing
+// would come of them.
+func (h *Host) checkNetkit(spec *LinkSpec) error {
+	if !spec.Netkit {
+		return nil
+	}
+	if spec.Port {
+		return errNetkitPort
+	}
+	if reason := h.probeKind("netkit"); reason != "" {
+		return fmt.Errorf("leg netkit: %w: it takes netkit, which Linux has from 6.8 on (CONFIG_NETKIT): %s; leave it out for veth", ErrUnsupported, reason)
+	}
+	return nil
+}
+
+// isPair tells the kinds of device that have two ends, as legs are.
+func isPair(l netlink.Link) bool { return l.Type() == "veth" || l.Type() == "netkit" }
+
+func vethPair(attrs netlink.LinkAttrs, in *space, spec *LinkSpec) *netlink.Veth {
 	veth := &netlink.Veth{
 		LinkAttrs:        attrs,
 		PeerName:         spec.Name,
@@ -211,16 +248,27 @@ func (h *Host) addVeth(leg string, in *space, spec *LinkSpec) (index int, err er
 	if !in.own {
 		veth.PeerNamespace = netlink.NsFd(in.file.Fd())
 	}
-	if err := h.nl.LinkAdd(veth); err != nil {
-		if errors.Is(err, unix.EEXIST) {
-			return 0, fmt.Errorf("name %s: %w%s", spec.Name, ErrExists, in.where())
-		}
-		return 0, fmt.Errorf("add veth pair: %w", err)
+	return veth
+}
+
+// netkitPair is a pair whose inner leg sends nothing but by a program: without
+// one, before it is attached and after, what it sends is dropped.
+func netkitPair(attrs netlink.LinkAttrs, in *space, spec *LinkSpec) *netlink.Netkit {
+	netkit := &netlink.Netkit{
+		LinkAttrs:  attrs,
+		Mode:       netlink.NETKIT_MODE_L2,
+		Policy:     netlink.NETKIT_POLICY_FORWARD,
+		PeerPolicy: netlink.NETKIT_POLICY_BLACKHOLE,
+		Scrub:      netlink.NETKIT_SCRUB_DEFAULT, // Linux 6.13; before, as if it were said
+		PeerScrub:  netlink.NETKIT_SCRUB_DEFAULT,
 	}
-	if veth.Index == 0 { // LinkAdd has looked for it
-		return 0, fmt.Errorf("find host leg %s: %w", leg, ErrNotFound)
+	inner := netlink.NewLinkAttrs()
+	inner.Name, inner.HardwareAddr, inner.MTU = spec.Name, spec.MAC, spec.MTU
+	if !in.own {
+		inner.Namespace = netlink.NsFd(in.file.Fd())
 	}
-	return veth.Index, nil
+	netkit.SetPeerAttrs(&inner)
+	return netkit
 }
 
 // hideLeg keeps the host's stack off the host leg: no IPv6, no ARP.
@@ -269,7 +317,7 @@ func (h *Host) removeLegs(key int) error {
 	}
 	var errs []error
 	for _, l := range links {
-		if of, _, ok := parseLeg(l.Attrs().Name); ok && of == key && l.Type() == "veth" {
+		if of, _, ok := parseLeg(l.Attrs().Name); ok && of == key && isPair(l) {
 			errs = append(errs, h.delDevice(l.Attrs().Name))
 		}
 	}

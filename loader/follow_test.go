@@ -10,7 +10,7 @@ import (
 // TestFollow changes inner legs by ip alone and looks whether a sweep notices.
 func TestFollow(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		mac, ip1, ip2 := s.sub(t, "mac1"), s.sub(t, "ip1"), s.sub(t, "ip2")

@@ -61,7 +61,7 @@ func (h *Host) removeForgotten(index int, legs []string) error {
 	var removed []string
 	for _, leg := range legs {
 		l, err := h.nl.LinkByName(leg)
-		if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && l.Type() != "veth" {
+		if errors.As(err, new(netlink.LinkNotFoundError)) || err == nil && !isPair(l) {
 			continue
 		}
 		if err != nil {

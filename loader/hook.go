@@ -69,6 +69,16 @@ func (h *Host) attachTC(index int, prog *ebpf.Program, pin string, allow func() 
 	return nil
 }
 
+// attachNetkit attaches to what the inner leg of a netkit pair sends, by the
+// host leg, and pins the link.
+func attachNetkit(index int, prog *ebpf.Program, pin string) error {
+	l, err := link.AttachNetkit(link.NetkitOptions{Program: prog, Interface: index, Attach: ebpf.AttachNetkitPeer})
+	if err != nil {
+		return fmt.Errorf("attach to netkit: %w", err)
+	}
+	return pinLink(l, pin)
+}
+
 func pinLink(l link.Link, pin string) error {
 	if err := l.Pin(pin); err != nil {
 		return errors.Join(fmt.Errorf("pin link: %w", err), l.Close())
@@ -179,7 +189,8 @@ func orphaned(pin string) bool {
 	if xdp := info.XDP(); xdp != nil {
 		return xdp.Ifindex == 0
 	}
-	return false
+	netkit := info.Netkit()
+	return netkit != nil && netkit.Ifindex == 0
 }
 
 // rehook attaches again what somebody has detached, or whose qdisc or filter
@@ -208,7 +219,7 @@ func (h *Host) attached(at hook) (bool, error) {
 	if _, err := os.Stat(at.pin); err == nil {
 		return !orphaned(at.pin), nil
 	}
-	if at.prog == pinXDPProg {
+	if at.link != nil {
 		return false, nil
 	}
 	return h.hasFilter(at.index)
@@ -240,8 +251,8 @@ func (p *parent) attach(at hook) error {
 		return fmt.Errorf("open pinned program: %w", err)
 	}
 	defer prog.Close()
-	if at.prog == pinXDPProg {
-		return attachXDP(at.index, prog, at.pin)
+	if at.link != nil {
+		return at.link(at.index, prog, at.pin)
 	}
 	return p.h.attachTC(at.index, prog, at.pin, func() error {
 		p.rec.AddClsact = p.rec.AddClsact || at.prog == pinRXProg

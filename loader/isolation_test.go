@@ -21,7 +21,7 @@ import (
 // the host is not to answer, nor to hear it.
 func TestHostUnreached(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		heard := []*net.UDPConn{
@@ -240,7 +240,7 @@ func (s *site) knowledge(t *testing.T) []string {
 // long for that is dropped with its reason, the same for super-packets.
 func TestOverMTU(t *testing.T) {
 	const long, segments = 3000, 5
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		s.populateQuiet(t)
 		wire := s.wire.ns.Capture(t, s.wire.dev)
@@ -295,7 +295,7 @@ func (e *end) datagram(t *testing.T, to *end, length, segment int) {
 // TestOffloadsOff turns a sub-interface's offloads off from the inside, which
 // anybody there may do.
 func TestOffloadsOff(t *testing.T) {
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		for _, e := range s.subs {
@@ -311,7 +311,7 @@ func TestOffloadsOff(t *testing.T) {
 // TestInactive drops what comes from a leg whose record is free, or another's.
 func TestInactive(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		s.populateQuiet(t)
 		set, err := maps.Open(s.h.folder(s.host.index(t)).path())

@@ -248,6 +248,9 @@ func checkKernel(parent netlink.Link, spec *LinkSpec, siblings []kernelLink) err
 	if spec.Port {
 		return errKernelPort
 	}
+	if spec.Netkit {
+		return errKernelNetkit
+	}
 	if spec.Kind == maps.Ipvlan && spec.MAC != nil {
 		return fmt.Errorf("address %s: %w: on the kernel rung an ipvlan has its parent's MAC; leave it out", spec.MAC, ErrUnsupported)
 	}

@@ -246,6 +246,7 @@ func (h *Host) features() []Feature {
 	}
 	all := []Feature{have("bpf", reason, "the tc and xdp rungs")}
 	all = append(all, have("tcx", probeTCX(), "programs attach by links that others' keep their place beside (Linux 6.6)"))
+	all = append(all, have("netkit", h.probeKind("netkit"), "leg netkit (Linux 6.8)"))
 	for _, kind := range []string{"macvlan", "ipvlan"} {
 		all = append(all, have(kind, h.probeKind(kind), "the kernel rung"))
 	}
@@ -295,20 +296,26 @@ func probeTCX() string {
 	return ""
 }
 
-// probeKind says why the kernel's own driver cannot be had; "" if it can. It
-// asks for a device on the loopback device, which both drivers refuse with
-// EINVAL, where a kernel without the driver says EOPNOTSUPP.
+// probeKind says why a driver of the kernel's cannot be had; "" if it can. It
+// asks for a device on the loopback device, or of a netkit for one in a mode that
+// there is none of, which the drivers refuse with EINVAL, where a kernel without
+// the driver says EOPNOTSUPP.
 func (h *Host) probeKind(kind string) string {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.ParentIndex = "xvprobe", 1
-	var l netlink.Link = &netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}
-	if kind == "ipvlan" {
+	var l netlink.Link
+	switch kind {
+	case "macvlan":
+		l = &netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE}
+	case "ipvlan":
 		l = &netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2}
+	case "netkit":
+		l = &netlink.Netkit{LinkAttrs: attrs, Mode: 1 << 16}
 	}
 	err := h.nl.LinkAdd(l)
 	switch {
 	case err == nil:
-		return fmt.Sprintf("unexpected: made one on lo: %v", h.nl.LinkDel(l))
+		return fmt.Sprintf("unexpected: made one: %v", h.nl.LinkDel(l))
 	case errors.Is(err, unix.EINVAL):
 		return ""
 	case errors.Is(err, unix.EOPNOTSUPP):
@@ -342,7 +349,7 @@ func checkParent(l netlink.Link) error {
 	if attrs.EncapType != "ether" || len(attrs.HardwareAddr) != 6 {
 		return fmt.Errorf("parent %s: %w: its link type is %s; name an Ethernet device", name, ErrInvalid, attrs.EncapType)
 	}
-	if _, _, ok := parseLeg(name); ok && l.Type() == "veth" {
+	if _, _, ok := parseLeg(name); ok && isPair(l) {
 		return fmt.Errorf("parent %s: %w: it is the host leg of a sub-interface; name its parent", name, ErrInvalid)
 	}
 	if l.Type() == "ipvlan" || l.Type() == "ipvtap" {

@@ -73,7 +73,7 @@ func (e *end) linkFlags(t *testing.T) uint32 { return e.ns.Link(t, e.dev).Attrs(
 
 // TestMTUFollows changes the parent's MTU.
 func TestMTUFollows(t *testing.T) {
-	onRungs(t, lifeRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(lifeRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		own := s.subs[0] // has less than its parent, where it may
@@ -123,7 +123,7 @@ func TestMTUFollowsLater(t *testing.T) {
 
 // TestCarrierFollows takes the parent's carrier away, and the parent down.
 func TestCarrierFollows(t *testing.T) {
-	onRungs(t, lifeRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(lifeRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		stop := s.serve(t)
@@ -228,7 +228,7 @@ func (s *site) knows(t *testing.T, a netip.Addr, mac net.HardwareAddr) bool {
 // TestPassthruMAC changes the one MAC that a passthru sub-interface and its
 // parent have, at either.
 func TestPassthruMAC(t *testing.T) {
-	onRungs(t, withMacvlan, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(withMacvlan), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		e := s.sub(t, "mac1")
 		found := s.host.mac(t)
@@ -273,7 +273,7 @@ func TestPassthruMAC(t *testing.T) {
 
 // TestServe changes sub-interfaces by ip alone, with somebody who follows.
 func TestServe(t *testing.T) {
-	onRungs(t, []rungCase{onTCX, onClsact}, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit([]rungCase{onTCX, onClsact}), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.serve(t)
 		s.populate(t)

@@ -40,6 +40,7 @@ type Link struct {
 	ID        maps.ID // 0 on the kernel rung
 	Leg       string  // host leg, "" on the kernel rung
 	Owner     string  // as LinkSpec has it
+	Netkit    bool    // its legs are a netkit pair, not veth
 	Place     maps.Place
 	Addrs     []LinkAddr // known to the datapath
 	Stats     maps.Stats // on the kernel rung RX, TX and no reasons
@@ -245,7 +246,7 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 		}
 		l := Link{
 			Parent: rec.Name, Orphan: rec.Index == 0, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
-			ID: id, Leg: legName(f.key, id), Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
+			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
 		}
 		if s.Kind == maps.Ipvlan {
 			l.WireMAC = rec.MAC
@@ -260,6 +261,9 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 			return nil, err
 		} else if !ok {
 			continue
+		}
+		if err := l.lessTold(set); err != nil {
+			return nil, err
 		}
 		all = append(all, l)
 	}
@@ -314,6 +318,22 @@ func lost(s *maps.Stats, dev *legs) {
 	if inner := dev.inner.Attrs().Statistics; inner != nil {
 		s[maps.DropRingTX].Packets = inner.TxDropped
 	}
+}
+
+// lessTold takes off what xvlan_tx has dropped and counted from what the inner leg of
+// a netkit pair has, whose transmit that is. The verdicts are read after the device,
+// so that none is missing; of a super-packet they count each segment.
+func (l *Link) lessTold(set *maps.Set) error {
+	ring := &l.Stats[maps.DropRingTX].Packets
+	if !l.Netkit || *ring == 0 {
+		return nil
+	}
+	told, err := set.Stats(l.ID)
+	if err != nil {
+		return err
+	}
+	*ring -= min(*ring, told.DroppedTX())
+	return nil
 }
 
 func fill(l *Link, dev netlink.Link) {

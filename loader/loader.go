@@ -112,6 +112,7 @@ type LinkSpec struct {
 	Netns     string           // "", a name under /run/netns, a path, or a process ID
 	Up        bool
 	Port      bool // unicast is to pass an XDP program on the device: see ports.go
+	Netkit    bool // its legs are a netkit pair instead of veth (Linux 6.8)
 	Datapath  Datapath
 	Owner     string // for whom it is made, to be found by; see owner.go
 }

@@ -59,7 +59,7 @@ func (s *site) talk(t *testing.T, subs ...*end) {
 // device of that name is there.
 func TestParentDeleted(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		if r.datapath == Kernel {

@@ -80,6 +80,7 @@ type rungCase struct {
 	name     string
 	datapath Datapath
 	legacyTC bool
+	netkit   bool // some of the legs are, see spec
 	kinds    []maps.Kind
 }
 
@@ -89,6 +90,7 @@ var (
 	onXDP    = rungCase{name: "xdp", datapath: XDP, kinds: both}
 	onTCX    = rungCase{name: "tcx", datapath: TC, kinds: both}
 	onClsact = rungCase{name: "clsact", datapath: TC, legacyTC: true, kinds: both}
+	onNetkit = rungCase{name: "netkit", datapath: TC, netkit: true, kinds: both}
 
 	onMacvlan = rungCase{name: "kernel macvlan", datapath: Kernel, kinds: []maps.Kind{maps.Macvlan}}
 	onIpvlan  = rungCase{name: "kernel ipvlan", datapath: Kernel, kinds: []maps.Kind{maps.Ipvlan}}
@@ -98,6 +100,9 @@ var (
 	ourRungs = []rungCase{onXDP, onTCX, onClsact}
 	allRungs = []rungCase{onXDP, onTCX, onClsact, onMacvlan, onIpvlan}
 )
+
+// withNetkit adds netkit legs, for what they may do otherwise.
+func withNetkit(rungs []rungCase) []rungCase { return append(slices.Clone(rungs), onNetkit) }
 
 // onRungs runs a test on each rung that the kernel has.
 func onRungs(t *testing.T, rungs []rungCase, test func(t *testing.T, r rungCase)) {
@@ -109,6 +114,9 @@ func onRungs(t *testing.T, rungs []rungCase, test func(t *testing.T, r rungCase)
 			}
 			if r.datapath == Kernel && !lab.HasKind(t, r.kinds[0].String()) {
 				t.Skipf("the kernel has no %s", r.kinds[0])
+			}
+			if r.netkit {
+				lab.NeedNetkit(t)
 			}
 			test(t, r)
 		})
@@ -307,12 +315,14 @@ func (s *site) link(t testing.TB, e *end) Link {
 }
 
 // spec describes a sub-interface as yet without addresses, in the parent's
-// namespace.
+// namespace. Where there are netkit legs, one of each kind has them, and one has
+// not, so that all meet all.
 func (s *site) spec(e *end) LinkSpec {
 	spec := LinkSpec{Parent: parentDev, Name: e.dev, Kind: e.kind, Mode: maps.Bridge, Datapath: s.datapath}
 	if e.kind == maps.Ipvlan {
 		spec.Mode = maps.L2
 	}
+	spec.Netkit = s.netkit && (e.name == "mac1" || e.name == "ip2")
 	return spec
 }
 

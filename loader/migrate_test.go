@@ -141,7 +141,7 @@ func (s *site) ip6s() (all []netip.Addr) {
 // A version whose maps are laid out otherwise takes everything over under
 // traffic, of which nothing is lost, nor is anything counted twice or not at all.
 func TestMigrate(t *testing.T) {
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true}) // which sends by itself
 		s.populateQuiet(t)
 		s.nextPath(t)

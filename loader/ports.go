@@ -27,6 +27,8 @@ const (
 	featureStrip = "rx-vlan-hw-parse"
 )
 
+var errNetkitPort = fmt.Errorf("delivery xdp: %w: a netkit's driver has no XDP; it takes a sub-interface made with leg veth", ErrUnsupported)
+
 var errKernelPort = fmt.Errorf("delivery xdp: %w: the kernel rung has it not; leave it out, or ask for datapath xdp", ErrUnsupported)
 
 // canPort refuses the modes that have more to do for a frame than to find whose
@@ -118,6 +120,9 @@ func (h *Host) SetPort(sel Selector, on bool) error {
 // setPort writes the record first: what an interruption leaves undone behind it
 // is done by the next command that follows.
 func (p *parent) setPort(l Link, sub maps.Sub, on bool) error {
+	if on && sub.Netkit {
+		return errNetkitPort
+	}
 	if on {
 		if err := checkPort(p.rec.Name, Rung{p.rec.Rung, p.rec.Reason}, sub.Mode); err != nil {
 			return err

@@ -16,7 +16,7 @@ import (
 // again by the next command that looks, and counters and addresses stay.
 func TestRehook(t *testing.T) {
 	lab.NeedTool(t, "bpftool")
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		for _, e := range s.subs {
 			s.addAtOnce(t, e, e.ip4)

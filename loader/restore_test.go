@@ -238,7 +238,7 @@ func TestRestore(t *testing.T) {
 			}
 		}},
 	}
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		for _, crowded := range []bool{false, true} {
 			t.Run(map[bool]string{false: "alone", true: "crowded"}[crowded], func(t *testing.T) {
 				s := newSite(t, r, siteOption{})

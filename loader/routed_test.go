@@ -70,7 +70,7 @@ func TestRoutedUnicast(t *testing.T) {
 	lab.NeedTool(t, "ping")
 	for _, mode := range []maps.Mode{maps.L3, maps.L3S} {
 		t.Run(mode.String(), func(t *testing.T) {
-			onRungs(t, routedRungs, func(t *testing.T, r rungCase) {
+			onRungs(t, withNetkit(routedRungs), func(t *testing.T, r rungCase) {
 				s := newRouted(t, r)
 				s.needForward6(t, mode)
 				a, b := s.subs[0], s.subs[1]
@@ -104,7 +104,7 @@ func TestRoutedUnicast(t *testing.T) {
 // the hop limit alone, l3s passes through it.
 func TestRoutedHost(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newRouted(t, r)
 		s.needForward6(t, maps.L3S)
 		l3, l3s := s.subs[0], s.subs[1]

@@ -38,7 +38,7 @@ func (h *Host) Spec(l Link) (LinkSpec, error) {
 	spec := LinkSpec{
 		Parent: l.Parent, Name: l.Name, Kind: l.Kind, Mode: l.Mode, Queue: l.Queue, MAC: l.MAC, MTU: l.MTU, Netns: l.Netns,
 		Source: SourceSpec{MACs: l.Sources, NoDst: l.NoDst}, NoPromisc: l.NoPromisc != nil && *l.NoPromisc,
-		Up: l.Flags&unix.IFF_UP != 0, Port: l.Place == maps.Port, Owner: l.Owner,
+		Up: l.Flags&unix.IFF_UP != 0, Port: l.Place == maps.Port, Netkit: l.Netkit, Owner: l.Owner,
 	}
 	if l.Kind == maps.Ipvlan {
 		spec.Flag = l.Class
@@ -99,6 +99,9 @@ func (h *Host) Check(spec LinkSpec, gone Doomed) error {
 		return err
 	}
 	if err := spec.check(l); err != nil {
+		return err
+	}
+	if err := h.checkNetkit(&spec); err != nil {
 		return err
 	}
 	in, err := openSpace(spec.Netns)

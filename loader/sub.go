@@ -23,6 +23,9 @@ func (h *Host) Add(spec LinkSpec) error {
 	if err := spec.check(l); err != nil {
 		return err
 	}
+	if err := h.checkNetkit(&spec); err != nil {
+		return err
+	}
 	in, err := openSpace(spec.Netns)
 	if err != nil {
 		return err
@@ -90,7 +93,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 		return err
 	}
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
-	sub.NoDst = spec.Source.NoDst
+	sub.NoDst, sub.Netkit = spec.Source.NoDst, spec.Netkit
 	if spec.Port {
 		sub.Place = maps.Port
 	}
@@ -104,7 +107,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 		return err
 	}
 	leg := p.legName(id)
-	if sub.Leg, err = p.h.addVeth(leg, in, spec); err != nil {
+	if sub.Leg, err = p.h.addLegs(leg, in, spec); err != nil {
 		return err
 	}
 	if err := p.h.own(sub.Leg, spec.Owner); err != nil {
@@ -216,13 +219,10 @@ func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub) error {
 	if err := p.reindex(sub); err != nil {
 		return err
 	}
-	prog, err := ebpf.LoadPinnedProgram(filepath.Join(p.dir, pinTX), nil)
-	if err != nil {
-		return fmt.Errorf("open pinned program: %w", err)
-	}
-	defer prog.Close()
-	if err := p.h.attachTC(sub.Leg, prog, p.legPin(id), func() error { return nil }); err != nil {
-		return err
+	for _, at := range p.legHooks(id, sub) {
+		if err := p.attach(at); err != nil {
+			return err
+		}
 	}
 	if err := p.h.hideLeg(leg, sub.Leg); err != nil {
 		return err
@@ -246,8 +246,9 @@ func (p *parent) meet(id maps.ID, sub maps.Sub) (maps.Sub, error) {
 	return p.maps.Sub(id)
 }
 
-func (p *parent) legPin(id maps.ID) string {
-	return filepath.Join(p.dir, fmt.Sprintf("%s%d", pinLeg, id))
+// pin is where a sub-interface's link of a kind is pinned.
+func (p *parent) pin(kind string, id maps.ID) string {
+	return filepath.Join(p.dir, fmt.Sprintf("%s%d", kind, id))
 }
 
 // openParent makes the parent receive what is for the sub-interface.
@@ -358,7 +359,7 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 	if err := p.h.delDevice(p.legName(id)); err != nil {
 		return err
 	}
-	if err := unpin(p.legPin(id)); err != nil {
+	if err := errors.Join(unpin(p.pin(pinLeg, id)), unpin(p.pin(pinTurn, id))); err != nil {
 		return err
 	}
 	if sub.Leg != 0 {

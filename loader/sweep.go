@@ -336,7 +336,7 @@ func (p *parent) isInner(index int) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("find device %d: %w", index, err)
 	}
-	if l.Type() != "veth" || l.Attrs().NetNsID >= 0 {
+	if !isPair(l) || l.Attrs().NetNsID >= 0 {
 		return false, nil
 	}
 	leg, err := p.h.nl.LinkByIndex(l.Attrs().ParentIndex)

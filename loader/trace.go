@@ -182,6 +182,7 @@ func (t *tracer) run(dry *bpf.DryRun, prog string, index int, frame []byte) erro
 const (
 	xdpDrop     = 1
 	xdpRedirect = 4
+	actOK       = 0 // of xvlan_tx on a netkit: xvlan_turn makes the redirect
 	actShot     = 2
 	actRedirect = 7
 )
@@ -197,7 +198,7 @@ func (t *tracer) fate(prog string, d bpf.Decision) string {
 		return "dropped"
 	case xdp && d.Return != xdpRedirect:
 		return fateOn
-	case xdp || d.Return == actRedirect:
+	case xdp || d.Return == actRedirect || d.Return == actOK:
 		for _, s := range d.Steps {
 			if fate := t.redirect(s); fate != "" {
 				return fate

@@ -75,7 +75,7 @@ func (s *site) parentStats(t *testing.T) maps.Stats {
 func TestPingCounts(t *testing.T) {
 	lab.NeedTool(t, "ping")
 	const pings, size = 20, 14 + 20 + 8 + 56
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		s.populateQuiet(t)
 		drops := backlogDrops(t)
@@ -131,7 +131,7 @@ func TestPingCounts(t *testing.T) {
 // devices at both ends of the wire count, segment by segment.
 func TestBulkCounts(t *testing.T) {
 	lab.NeedTool(t, "tc")
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		for _, e := range []*end{s.host, s.wire} {
 			e.ns.Run(t, "tc", "qdisc", "add", "dev", e.dev, "root", "pfifo", "limit", "100000")

@@ -98,7 +98,7 @@ func TestGroups(t *testing.T) {
 		"multicast":         group4,
 		"v6 multicast":      group6,
 	}
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		drops := backlogDrops(t)
@@ -179,7 +179,7 @@ func compare(t *testing.T, drops uint64, stations []*station, want map[*station]
 // TestHairpin returns to the parent what sub-interfaces have sent to a group,
 // as a switch can be set to: nobody but the host hears it, who had not before.
 func TestHairpin(t *testing.T) {
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.host.offload(t, "tx", "off") // no checksum is left to a card
 		s.populate(t)

@@ -10,7 +10,7 @@ import (
 // TestAtOnce gives all that can be said of a sub-interface when it is made.
 func TestAtOnce(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		for _, e := range s.subs {
 			spec := s.spec(e)
@@ -42,7 +42,7 @@ func TestAtOnce(t *testing.T) {
 // again, with ip alone: once they have sent something, frames follow them.
 func TestMoves(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		// With two devices on one link the host is to answer and send for each

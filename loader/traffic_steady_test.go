@@ -146,7 +146,7 @@ func TestHostUndisturbed(t *testing.T) {
 // and each other while more of them come, talk, move and go.
 func TestSiblingsUndisturbed(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		var stay, come []*end
 		for i, e := range s.subs {

@@ -34,7 +34,7 @@ func (s *site) pairs() [][2]*end {
 // to each other, while the wire looks at what comes out of the parent.
 func TestUnicast(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		// The parent fills in no checksum and cuts no super-packet, so that
 		// the kernel has to before the wire, and the wire sends finished ones.
@@ -125,7 +125,7 @@ func (e *end) neighbour(t testing.TB, a netip.Addr) net.HardwareAddr {
 // TestWireMACs looks for the MACs of IP-keyed sub-interfaces in all that leaves
 // the parent: headers, ARP and ND.
 func TestWireMACs(t *testing.T) {
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		wire := s.wire.ns.Capture(t, s.wire.dev)
 		s.populate(t)
@@ -170,7 +170,7 @@ func TestWireMACs(t *testing.T) {
 func TestFullFrames(t *testing.T) {
 	lab.NeedTool(t, "ping")
 	const headers4, headers6 = 28, 48 // IP and ICMP
-	onRungs(t, allRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(allRungs), func(t *testing.T, r rungCase) {
 		for _, mtu := range []int{1500, 9000} {
 			t.Run(strconv.Itoa(mtu), func(t *testing.T) {
 				s := newSite(t, r, siteOption{mtu: mtu})

@@ -76,7 +76,7 @@ func (p *parent) loadOn(read func() (*ebpf.CollectionSpec, error)) (*ebpf.Collec
 }
 
 // pinnedPrograms are the programs that have pins.
-var pinnedPrograms = []string{pinTX, pinMeet, pinRXProg, pinXDPProg}
+var pinnedPrograms = []string{pinTX, pinTurnProg, pinMeet, pinRXProg, pinXDPProg}
 
 // runs tells whether the pinned programs are those of a collection.
 func (p *parent) runs(coll *ebpf.Collection) (bool, error) {
@@ -126,14 +126,17 @@ func (p *parent) replace(coll *ebpf.Collection, then func() error) (err error) {
 			prog.Close()
 		}
 	}()
-	for _, name := range pinnedPrograms {
-		if old[name], err = ebpf.LoadPinnedProgram(filepath.Join(p.dir, name), nil); err != nil {
-			return fmt.Errorf("open pinned program: %w", err)
-		}
-	}
 	hooks, err := p.hooks()
 	if err != nil {
 		return err
+	}
+	for _, hook := range hooks { // an older version has not all that have pins now
+		if old[hook.prog] != nil {
+			continue
+		}
+		if old[hook.prog], err = ebpf.LoadPinnedProgram(filepath.Join(p.dir, hook.prog), nil); err != nil {
+			return fmt.Errorf("open pinned program: %w", err)
+		}
 	}
 	var done []hook
 	defer func() {
@@ -184,6 +187,9 @@ type hook struct {
 	prog  string // the pin of the program
 	index int    // the device's
 	pin   string // the link's; there is none where a clsact filter holds the program
+
+	// How it is attached by a link and pinned; nil at tc ingress, see attachTC.
+	link func(index int, prog *ebpf.Program, pin string) error
 }
 
 // hooks lists where the programs are to be attached: first the host legs, so
@@ -196,7 +202,7 @@ func (p *parent) hooks() ([]hook, error) {
 	var all []hook
 	for i, s := range subs {
 		if s.State == maps.Active {
-			all = append(all, hook{pinTX, s.Leg, p.legPin(maps.ID(i))})
+			all = append(all, p.legHooks(maps.ID(i), s)...)
 		}
 	}
 	return append(all, p.parentHooks()...), nil
@@ -208,17 +214,29 @@ func (p *parent) parentHooks() []hook {
 	if p.rec.Index == 0 {
 		return nil
 	}
-	all := []hook{{pinRXProg, p.rec.Index, filepath.Join(p.dir, pinRX)}}
+	all := []hook{{prog: pinRXProg, index: p.rec.Index, pin: filepath.Join(p.dir, pinRX)}}
 	if p.rec.Rung == maps.RungXDP {
-		all = append(all, hook{pinXDPProg, p.rec.Index, filepath.Join(p.dir, pinXDP)})
+		all = append(all, hook{pinXDPProg, p.rec.Index, filepath.Join(p.dir, pinXDP), attachXDP})
 	}
 	return all
+}
+
+// legHooks are the hooks of one sub-interface. What xvlan_tx marks xvlan_turn takes,
+// so that one comes first.
+func (p *parent) legHooks(id maps.ID, s maps.Sub) []hook {
+	if !s.Netkit {
+		return []hook{{prog: pinTX, index: s.Leg, pin: p.pin(pinLeg, id)}}
+	}
+	return []hook{
+		{prog: pinTurnProg, index: s.Leg, pin: p.pin(pinTurn, id)},
+		{pinTX, s.Leg, p.pin(pinLeg, id), attachNetkit},
+	}
 }
 
 // put attaches a program in place of what is there, in one step.
 func (h *Host) put(at hook, prog *ebpf.Program) error {
 	l, err := link.LoadPinnedLink(at.pin, nil)
-	if errors.Is(err, fs.ErrNotExist) && at.prog != pinXDPProg {
+	if errors.Is(err, fs.ErrNotExist) && at.link == nil {
 		return h.nl.FilterReplace(filterOf(at.index, prog))
 	}
 	if err != nil {

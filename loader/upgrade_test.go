@@ -137,7 +137,7 @@ func (s *site) upgrade(t *testing.T) (changed bool) {
 // sub-interface, and each one sent out the wire, while the programs were changed
 // back and forth; the counters have gone on.
 func TestUpgrade(t *testing.T) {
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		s.populateQuiet(t)
 		if s.upgrade(t) {
@@ -224,7 +224,7 @@ func (e *end) frameTo(t *testing.T, to *end) []byte {
 
 // A swap that fails halfway leaves the programs that were there.
 func TestUpgradeFails(t *testing.T) {
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		for _, e := range s.subs {
 			s.addAtOnce(t, e, e.ip4)

@@ -11,7 +11,7 @@ import (
 // Who watches goes on seeing when the programs are replaced, on every rung.
 func TestWatchUpgrade(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		s.populateQuiet(t)
 		var w *Watcher

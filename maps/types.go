@@ -265,6 +265,7 @@ type Sub struct {
 	UCFilter bool // its MAC was added to the parent's unicast filter
 	NoDst    bool // source mode: what its list matches is for nobody else
 	Promisc  bool // passthru: the parent was made promiscuous for it
+	Netkit   bool // its legs are a netkit pair, not veth
 	MAC      net.HardwareAddr
 	VLAN     uint16
 	Name     string // of the inner leg when it was made
@@ -297,6 +298,9 @@ func (s *Sub) toC() bpf.XvlanSub {
 	if s.Promisc {
 		c.Flags |= bpf.XvlanSubFlagSUB_PROMISC
 	}
+	if s.Netkit {
+		c.Flags |= bpf.XvlanSubFlagSUB_NETKIT
+	}
 	c.Flags |= s.plain()
 	copy(c.Mac[:], s.MAC)
 	copy(c.Name[:], s.Name)
@@ -327,6 +331,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		Class:    Class(c.Class),
 		NoDst:    c.Flags&bpf.XvlanSubFlagSUB_NODST != 0,
 		Promisc:  c.Flags&bpf.XvlanSubFlagSUB_PROMISC != 0,
+		Netkit:   c.Flags&bpf.XvlanSubFlagSUB_NETKIT != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
 		VLAN:     c.Vlan,

@@ -20,15 +20,19 @@ type driver struct {
 	args    []string // before the words
 }
 
-// The kernel's drivers, and xvlan on its rungs. A veth parent is given XDP
-// only on request.
+// The kernel's drivers, and xvlan on its rungs, on tc also with netkit legs. A veth
+// parent is given XDP only on request.
 var (
 	kernelDriver = driver{name: "ip", program: "ip", args: []string{"link", "add"}}
-	rungs        = []string{"tc", "xdp", "kernel"}
+	rungs        = []string{"tc", "netkit", "xdp", "kernel"}
 )
 
 func xvlanDriver(tb testing.TB, rung string) driver {
-	return driver{name: rung, program: xvlanBin(tb), args: []string{"link", "add", "--datapath", rung}}
+	args := []string{"link", "add", "--datapath", rung}
+	if rung == "netkit" {
+		args = []string{"link", "add", "--datapath", "tc", "leg", "netkit"}
+	}
+	return driver{name: rung, program: xvlanBin(tb), args: args}
 }
 
 // errNotBuilt is xvlan's answer to words that it does not know yet.

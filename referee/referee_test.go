@@ -87,6 +87,9 @@ func comparePair(t *testing.T, p pair, match *regexp.Regexp, v *verdicts) {
 	want := fewest(runWorld(t, kernelDriver, p, all), runWorld(t, kernelDriver, p, all))
 	for _, rung := range rungs {
 		t.Run(rung, func(t *testing.T) {
+			if rung == "netkit" {
+				lab.NeedNetkit(t)
+			}
 			got := runWorld(t, xvlanDriver(t, rung), p, all)
 			for tries := 0; tries < chances && rung == "kernel" && v.chance("+", p, rung, all, want, got); tries++ {
 				got = fewest(got, runWorld(t, xvlanDriver(t, rung), p, all))

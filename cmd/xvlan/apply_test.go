@@ -73,6 +73,9 @@ func TestApply(t *testing.T) {
 	if !lab.KernelFrom(t, 6, 4) {
 		text = strings.Replace(text, "        bclim: -1\n", "", 1)
 	}
+	if !lab.HasKind(t, "netkit") {
+		text = strings.Replace(text, "        leg: netkit\n", "", 1)
+	}
 	file := w.fileOf(t, text)
 	w.must(t, "apply -f "+file)
 	ping(t, w.inside, "c1", wireAddr)
@@ -243,6 +246,9 @@ var mistakes = []struct {
 	{"{name: c1, type: macvlan, mode: passthru}, {name: c2, type: ipvlan}", ":1:64: link c1: mode passthru: it leaves nothing for siblings", exitUsage, false},
 	{"{name: c1, type: macvlan, mode: passthru}", "link c1: mode passthru: in use by somebody else: |there", exitFail, false},
 	{"{name: c1, type: macvlan, delivery: xdp}", ":1:68: link c1: delivery xdp: not supported here: eth0 stands on rung tc", exitFail, false},
+	{"{name: c1, type: macvlan, leg: tap}", `:1:63: link c1: leg "tap": not known; veth and netkit are`, exitUsage, true},
+	{"{name: c1, type: macvlan, leg: netkit, delivery: xdp}", ":1:81: link c1: delivery xdp: not supported here: a netkit's driver has no XDP", exitFail, false},
+	{"{name: there, type: macvlan, leg: netkit}", "link there: leg veth -> netkit: it is given when the device is made; --replace", exitFail, false},
 	{"{name: there, type: ipvlan}", ":1:52: link there: type macvlan -> ipvlan: a device has one type for good; --replace makes it anew", exitFail, false},
 	{"{name: there, type: macvlan, mode: passthru}", "link there: mode vepa -> passthru: passthru can neither be entered nor left; --replace", exitFail, false},
 	{"{name: there, type: macvlan, mode: source, flag: nodst}", "link there: flag none -> nodst: it is given when the device is made; --replace", exitFail, false},

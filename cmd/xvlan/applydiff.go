@@ -37,6 +37,12 @@ func (d *linkDiff) find() {
 		return
 	}
 	d.findMode()
+	switch {
+	case !d.want.keys.has("leg"):
+		d.want.spec.Netkit = now.Netkit // by which the rest is checked
+	case want.Netkit != now.Netkit:
+		d.fixed = append(d.fixed, change{"leg", pairWord(now.Netkit), pairWord(want.Netkit)})
+	}
 	if want.Port != now.Port {
 		d.differs("delivery", portWord(now.Port), portWord(want.Port))
 		d.port = &want.Port

@@ -341,6 +341,7 @@ var whyFixed = map[string]string{
 	"type": "a device has one type for good",
 	"mode": "passthru can neither be entered nor left",
 	"flag": "it is given when the device is made",
+	"leg":  "it is given when the device is made",
 }
 
 func (p *planner) addLink(x *pair) {

@@ -78,6 +78,9 @@ func addWords(spec *loader.LinkSpec) string {
 	if spec.Port {
 		say("delivery", "xdp")
 	}
+	if spec.Netkit {
+		say("leg", "netkit")
+	}
 	if spec.Datapath != "" {
 		say("datapath", string(spec.Datapath))
 	}

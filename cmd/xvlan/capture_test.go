@@ -81,10 +81,10 @@ func sights(frame []byte, seen ...taken) []taken {
 // Each frame is there as often as it was decided on, whole, with its tag, at whom,
 // which way and by which verdict: also those that XDP drops.
 func TestCapture(t *testing.T) {
-	watchedRungs(t, func(t *testing.T, w *world) {
+	bpfRungs(t, func(t *testing.T, w *world) {
 		const each, other = 20, "02:00:00:00:77:11"
 		in := w.inside.Name()
-		w.must(t, "link add link eth0 c1 address "+subMAC+" netns "+in+" up type macvlan mode bridge")
+		w.must(t, "link add link eth0 c1 leg "+w.leg+" address "+subMAC+" netns "+in+" up type macvlan mode bridge")
 		w.must(t, "link add link eth0 c2 address "+other+" netns "+in+" up type macvlan mode bridge")
 		in1, in2 := taken{iface: "c1@eth0", verdict: "rx", way: "in"}, taken{iface: "c2@eth0", verdict: "rx", way: "in"}
 		out1 := taken{iface: "c1@eth0", verdict: "tx", way: "out"}

@@ -17,7 +17,7 @@ import (
 // functions as when it is run: they say which keyword has no value yet, and
 // where a keyword is next it is one of these.
 var keywords = map[string][]string{
-	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "delivery", "type"},
+	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "delivery", "leg", "type"},
 	"set":    {"dev", "link", "netns", "delivery", "type"},
 	"del":    {"dev", "link", "netns"},
 	"show":   {"dev", "link", "netns"},
@@ -39,6 +39,7 @@ var fixedValues = map[string][]string{
 	"set macaddr": {"add", "del", "set", "flush"},
 	"datapath":    {"xdp", "tc", "kernel"},
 	"delivery":    {"auto", "xdp"},
+	"leg":         {"veth", "netkit"},
 	"proto":       {"udp", "tcp", "icmp"},
 	"type":        {"macvlan", "ipvlan"},
 	"unknown":     {"pass", "drop"},

@@ -36,6 +36,7 @@ type linkYAML struct {
 	MTU      int      `yaml:"mtu,omitempty" json:"mtu,omitempty"`
 	Up       bool     `yaml:"up,omitempty" json:"up,omitempty"`
 	Delivery string   `yaml:"delivery,omitempty" json:"delivery,omitempty"`
+	Leg      string   `yaml:"leg,omitempty" json:"leg,omitempty"`
 	MACs     []string `yaml:"macaddr,omitempty,flow" json:"macaddr,omitempty"`
 	Queue    *uint32  `yaml:"bcqueuelen,omitempty" json:"bcqueuelen,omitempty"`
 	Limit    *int32   `yaml:"bclim,omitempty" json:"bclim,omitempty"`
@@ -124,6 +125,9 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 	}
 	if spec.Port {
 		y.Delivery = portWord(true)
+	}
+	if spec.Netkit {
+		y.Leg = pairWord(true)
 	}
 	if spec.Mode == maps.Source {
 		for _, mac := range spec.Source.MACs {

@@ -36,66 +36,61 @@ func (d dryTrace) told() (fates, verdicts []string) {
 	return fates, verdicts
 }
 
-// What becomes of frames on both rungs is told in full, and leaves no trace in
-// counters and addresses.
+// What becomes of frames on both rungs, and with either kind of legs, is told in
+// full, and leaves no trace in counters and addresses.
 func TestTrace(t *testing.T) {
-	for _, rung := range []string{"tc", "xdp"} {
-		t.Run(rung, func(t *testing.T) {
-			w := newWorld(t)
-			w.must(t, "parent attach eth0 unknown drop --datapath "+rung)
-			inside := w.inside.Name()
-			w.must(t, "link add link eth0 c1 netns "+inside+" address "+subMAC+" addr "+subAddr+"/24 up type macvlan mode bridge")
-			w.must(t, "link add link eth0 i1 netns "+inside+" addr 10.77.0.11/24 up type ipvlan mode l2")
-			w.must(t, "link add link eth0 down1 netns "+inside+" addr 10.77.0.12/24 type macvlan mode bridge")
-			before := w.must(t, "-j -s link show") + w.must(t, "-j parent show")
-			rx := func(fate string) []string {
-				all := []string{"xvlan_rx on eth0: " + fate}
-				if rung == "xdp" {
-					all = append([]string{"xvlan_xdp on eth0: on to xvlan_rx"}, all...)
+	bpfRungs(t, func(t *testing.T, w *world) {
+		inside := w.inside.Name()
+		w.must(t, "link add link eth0 c1 leg "+w.leg+" netns "+inside+" address "+subMAC+" addr "+subAddr+"/24 up type macvlan mode bridge")
+		w.must(t, "link add link eth0 i1 leg "+w.leg+" netns "+inside+" addr 10.77.0.11/24 up type ipvlan mode l2")
+		w.must(t, "link add link eth0 down1 netns "+inside+" addr 10.77.0.12/24 type macvlan mode bridge")
+		before := w.must(t, "-j -s link show") + w.must(t, "-j parent show")
+		rx := func(fate string) []string {
+			all := []string{"xvlan_rx on eth0: " + fate}
+			if w.rung == "xdp" {
+				all = append([]string{"xvlan_xdp on eth0: on to xvlan_rx"}, all...)
+			}
+			return all
+		}
+		dropped := []string{"xvlan_xdp on eth0: dropped"}
+		if w.rung == "tc" {
+			dropped = []string{"xvlan_rx on eth0: dropped"}
+		}
+		for _, c := range []struct {
+			line            string
+			fates, verdicts []string
+		}{
+			{"ip 10.77.0.254 " + subAddr, rx("to c1, straight into its namespace"), []string{"c1 rx"}},
+			{"ip 10.77.0.254 10.77.0.11 proto tcp dport 80", rx("to i1, straight into its namespace"), []string{"i1 rx"}},
+			{"arp 10.77.0.254 " + subAddr, rx("to c1, by its host leg"), []string{"c1 rx"}},
+			{"ip 10.77.0.254 255.255.255.255", rx("on to the host's stack"), []string{"c1 rx", "i1 rx", "eth0 pass"}},
+			{"dst " + parentMAC + " ip 10.77.0.254 " + hostAddr, rx("on to the host's stack"), []string{"eth0 pass"}},
+			{"dst 02:00:00:00:77:99 ip 10.77.0.254 10.77.0.99", dropped, []string{"eth0 drop_unknown"}},
+			{"ip 10.77.0.254 10.77.0.12", dropped, []string{"eth0 drop_unknown"}},
+			{"from c1 ip 10.77.0.10 10.77.0.11", []string{"xvlan_tx on xv2-1: to i1, straight into its namespace"}, []string{"c1 tx", "i1 rx"}},
+			{"from i1 netns " + inside + " arp 10.77.0.77 10.77.0.254", []string{"xvlan_tx on xv2-2: out of eth0"}, []string{"i1 tx", "c1 rx"}},
+			{"from i1 dst 02:00:00:00:77:fe len 2000 ip 10.77.0.11 10.77.0.254", []string{"xvlan_tx on xv2-2: dropped"}, []string{"i1 drop_mtu"}},
+		} {
+			t.Run(c.line, func(t *testing.T) {
+				var got dryTrace
+				unmarshal(t, w.must(t, "-j trace eth0 "+c.line), &got)
+				fates, verdicts := got.told()
+				if !slices.Equal(fates, c.fates) || !slices.Equal(verdicts, c.verdicts) {
+					raw, _ := json.MarshalIndent(got, "", " ")
+					t.Errorf("fates %q, want %q; verdicts %q, want %q\n%s", fates, c.fates, verdicts, c.verdicts, raw)
 				}
-				return all
-			}
-			dropped := []string{"xvlan_xdp on eth0: dropped"}
-			if rung == "tc" {
-				dropped = []string{"xvlan_rx on eth0: dropped"}
-			}
-			for _, c := range []struct {
-				line            string
-				fates, verdicts []string
-			}{
-				{"ip 10.77.0.254 " + subAddr, rx("to c1, straight into its namespace"), []string{"c1 rx"}},
-				{"ip 10.77.0.254 10.77.0.11 proto tcp dport 80", rx("to i1, straight into its namespace"), []string{"i1 rx"}},
-				{"arp 10.77.0.254 " + subAddr, rx("to c1, by its host leg"), []string{"c1 rx"}},
-				{"ip 10.77.0.254 255.255.255.255", rx("on to the host's stack"), []string{"c1 rx", "i1 rx", "eth0 pass"}},
-				{"dst " + parentMAC + " ip 10.77.0.254 " + hostAddr, rx("on to the host's stack"), []string{"eth0 pass"}},
-				{"dst 02:00:00:00:77:99 ip 10.77.0.254 10.77.0.99", dropped, []string{"eth0 drop_unknown"}},
-				{"ip 10.77.0.254 10.77.0.12", dropped, []string{"eth0 drop_unknown"}},
-				{"from c1 ip 10.77.0.10 10.77.0.11", []string{"xvlan_tx on xv2-1: to i1, straight into its namespace"}, []string{"c1 tx", "i1 rx"}},
-				{"from i1 netns " + inside + " arp 10.77.0.77 10.77.0.254", []string{"xvlan_tx on xv2-2: out of eth0"}, []string{"i1 tx", "c1 rx"}},
-				{"from i1 dst 02:00:00:00:77:fe len 2000 ip 10.77.0.11 10.77.0.254", []string{"xvlan_tx on xv2-2: dropped"}, []string{"i1 drop_mtu"}},
-			} {
-				t.Run(c.line, func(t *testing.T) {
-					var got dryTrace
-					unmarshal(t, w.must(t, "-j trace eth0 "+c.line), &got)
-					fates, verdicts := got.told()
-					if !slices.Equal(fates, c.fates) || !slices.Equal(verdicts, c.verdicts) {
-						raw, _ := json.MarshalIndent(got, "", " ")
-						t.Errorf("fates %q, want %q; verdicts %q, want %q\n%s", fates, c.fates, verdicts, c.verdicts, raw)
-					}
-				})
-			}
-			if out := w.must(t, "trace eth0 ip 10.77.0.254 10.77.0.12"); !strings.Contains(out, "not taken: it is down") || !strings.Contains(out, "\n  => dropped\n") {
-				t.Errorf("that it is down is not said in\n%s", out)
-			}
-			if out := w.must(t, "trace eth0 from i1 arp 10.77.0.77 10.77.0.254"); !strings.Contains(out, "would be learned") {
-				t.Errorf("that an address would be learned is not said in\n%s", out)
-			}
-			if after := w.must(t, "-j -s link show") + w.must(t, "-j parent show"); after != before {
-				t.Errorf("before\n%s\nafter\n%s", before, after)
-			}
-			w.must(t, "parent detach eth0")
-		})
-	}
+			})
+		}
+		if out := w.must(t, "trace eth0 ip 10.77.0.254 10.77.0.12"); !strings.Contains(out, "not taken: it is down") || !strings.Contains(out, "\n  => dropped\n") {
+			t.Errorf("that it is down is not said in\n%s", out)
+		}
+		if out := w.must(t, "trace eth0 from i1 arp 10.77.0.77 10.77.0.254"); !strings.Contains(out, "would be learned") {
+			t.Errorf("that an address would be learned is not said in\n%s", out)
+		}
+		if after := w.must(t, "-j -s link show") + w.must(t, "-j parent show"); after != before {
+			t.Errorf("before\n%s\nafter\n%s", before, after)
+		}
+	})
 }
 
 // A frame is the same whether described, in hex, or in a file of either form.

@@ -58,6 +58,7 @@ type world struct {
 	host, wire, inside *lab.Netns
 	cookie             uint64      // of host
 	sealed             chan func() // runs functions in a mount namespace, see seal
+	rung, leg          string      // of what bpfRungs has made
 }
 
 func newWorld(t *testing.T) *world {

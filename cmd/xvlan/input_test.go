@@ -106,6 +106,10 @@ var wrongInput = []wrong{
 	{"link add link eth0 c1 delivery", exitUsage, "delivery|missing"},
 	{"link add link eth0 c1 delivery xdp type macvlan mode bridge", exitFail, "delivery xdp|not supported|eth0 stands on rung tc|datapath xdp"},
 	{"link add link eth2 c1 delivery xdp type macvlan mode bridge", exitFail, "delivery xdp|kernel rung|leave it out"},
+	{"link add link eth0 c1 leg tap type macvlan mode bridge", exitUsage, `leg "tap"|veth and netkit`},
+	{"link add link eth0 c1 leg", exitUsage, "leg|missing"},
+	{"link add link eth0 c1 leg netkit delivery xdp type macvlan mode bridge", exitFail, "delivery xdp|not supported|netkit|leg veth"},
+	{"link add link eth2 c1 leg netkit type macvlan mode bridge", exitFail, "leg netkit|not supported|leave it out"},
 	{"link add link eth0 c1 vlan 5 type macvlan mode bridge", exitUsage, "vlan|not known|--help"},
 
 	// Namespace and datapath.
@@ -145,6 +149,7 @@ var wrongInput = []wrong{
 	{"link set m1 delivery", exitUsage, "delivery|missing"},
 	{"link set m1 delivery fast", exitUsage, `delivery "fast"|auto and xdp`},
 	{"link set m1 delivery xdp", exitFail, "delivery xdp|not supported|eth0 stands on rung tc"},
+	{"link set m1 leg netkit", exitUsage, "leg|delete it and make it anew"},
 	{"link set m1 type vlan", exitUsage, "type vlan|not known|macvlan and ipvlan"},
 	{"link set m1 type macvlan mode odd", exitUsage, "mode odd|macvlan|bridge"},
 	{"link set m1 type ipvlan private", exitFail, "type|this is macvlan"},

@@ -34,6 +34,7 @@ var scenes = []scene{
 	{name: "first add", line: addFirst},
 	{name: "first add, xdp", line: addFirst + " --datapath xdp"},
 	{name: "first add, delivery xdp", line: strings.Replace(addFirst, " up ", " up delivery xdp ", 1) + " --datapath xdp"},
+	{name: "first add, netkit", line: strings.Replace(addFirst, " up ", " up leg netkit ", 1)},
 	{name: "set delivery", prepare: []string{addFirst + " --datapath xdp"}, line: "link set c1 delivery xdp"},
 	{name: "first add, kernel", line: addFirst + " --datapath kernel"},
 	{name: "first add, passthru", line: "link add link eth0 c1 addr 10.77.0.10/24 netns IN up type macvlan mode passthru"},
@@ -65,6 +66,9 @@ type rig struct {
 func newRig(t *testing.T, s scene) *rig {
 	t.Helper()
 	lab.NeedTool(t, "strace")
+	if strings.Contains(s.line, "leg netkit") {
+		lab.NeedNetkit(t)
+	}
 	r := &rig{world: seal(t), scene: s}
 	r.fill = strings.NewReplacer("IN", r.inside.Name(), "HOST", r.host.Name())
 	if strings.Contains(s.line, "l3s") { // answers no questions

@@ -25,7 +25,8 @@ func (a *app) linkCmd() *cobra.Command {
 	var datapath string
 	add := &cobra.Command{
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
-             [netns NAME|PID|PATH] [up] [delivery {auto|xdp}] type {macvlan MACVLAN | ipvlan IPVLAN}
+             [netns NAME|PID|PATH] [up] [delivery {auto|xdp}] [leg {veth|netkit}]
+             type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
              [macaddr {add MAC | set [MAC...]}] [bcqueuelen FRAMES] [bclim DEVICES]
   IPVLAN  := [mode {l3|l2|l3s}] [bridge|private|vepa]`,
@@ -42,6 +43,7 @@ l3 with the flag bridge where nothing else is said, as with ip.
   netns       where it belongs: a name, a process ID or a path
   up          set it up
   delivery    xdp: XDP programs and AF_XDP sockets on it get its unicast
+  leg         netkit: its device is one of a netkit pair instead of veth (Linux 6.8)
   macaddr     whose frames a macvlan in mode source receives
   nodst       and nobody else receives them
   nopromisc   leave the parent's promiscuity alone, in mode passthru
@@ -255,6 +257,8 @@ func (w *words) linkWord(word string, spec *loader.LinkSpec) bool {
 		spec.Netns = w.value(word)
 	case "delivery":
 		spec.Port = w.delivery()
+	case "leg":
+		spec.Netkit = w.leg()
 	default:
 		return false
 	}
@@ -276,6 +280,15 @@ func (w *words) delivery() (port bool) {
 		w.fail(usagef("delivery %q: not known; auto and xdp are", v))
 	}
 	return v == "xdp"
+}
+
+// leg reads which pair of devices a sub-interface is to be.
+func (w *words) leg() (netkit bool) {
+	v := w.value("leg")
+	if v != "veth" && v != "netkit" {
+		w.fail(usagef("leg %q: not known; veth and netkit are", v))
+	}
+	return v == "netkit"
 }
 
 func (w *words) mac(keyword string) net.HardwareAddr {
@@ -341,6 +354,8 @@ func parseSelector(w *words, to *target) (sel loader.Selector, err error) {
 			to.port = &port
 		case word == "netns":
 			sel.Netns = w.value(word)
+		case word == "leg" && to != nil:
+			w.fail(usagef("leg: it is given when the device is made; delete it and make it anew"))
 		case word == "up" || word == "down" || word == "type" && sel.Name != "":
 			w.fail(usagef("%s: not known here; `ip link` does that", word))
 		case sel.Name == "":

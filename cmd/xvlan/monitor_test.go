@@ -98,12 +98,16 @@ func (w *world) counted(tb testing.TB, id maps.ID, v maps.Verdict, n uint64) {
 	})
 }
 
-// watchedRungs runs a test on the rungs that can be watched.
-func watchedRungs(t *testing.T, test func(t *testing.T, w *world)) {
-	for _, rung := range []string{"tc", "xdp"} {
-		t.Run(rung, func(t *testing.T) {
+// bpfRungs runs a test on the rungs that have programs, on tc with legs of either kind.
+func bpfRungs(t *testing.T, test func(t *testing.T, w *world)) {
+	for name, on := range map[string]struct{ rung, leg string }{"tc": {"tc", "veth"}, "xdp": {"xdp", "veth"}, "netkit": {"tc", "netkit"}} {
+		t.Run(name, func(t *testing.T) {
+			if on.leg == "netkit" {
+				lab.NeedNetkit(t)
+			}
 			w := newWorld(t)
-			w.must(t, "parent attach eth0 unknown drop --datapath "+rung)
+			w.rung, w.leg = on.rung, on.leg
+			w.must(t, "parent attach eth0 unknown drop --datapath "+w.rung)
 			t.Cleanup(func() { w.must(t, "parent detach eth0") })
 			test(t, w)
 		})
@@ -119,8 +123,8 @@ const (
 // are counted.
 func (w *world) dropped(t *testing.T) (want map[string]int) {
 	t.Helper()
-	w.must(t, "link add link eth0 c1 addr 10.77.0.11/24 netns "+w.inside.Name()+" up type ipvlan mode l2 private")
-	w.must(t, "link add link eth0 c2 addr 10.77.0.12/24 netns "+w.inside.Name()+" up type ipvlan mode l2 private")
+	w.must(t, "link add link eth0 c1 leg "+w.leg+" addr 10.77.0.11/24 netns "+w.inside.Name()+" up type ipvlan mode l2 private")
+	w.must(t, "link add link eth0 c2 leg "+w.leg+" addr 10.77.0.12/24 netns "+w.inside.Name()+" up type ipvlan mode l2 private")
 	w.inside.Run(t, "ip", "link", "set", "c1", "mtu", "3000")
 	packet := append(ethernet(t, parentMAC, nobodyMAC, 14+20)[:12], 8, 0)
 	packet = append(packet, 0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 77, 0, 11, 10, 77, 0, 12)
@@ -139,7 +143,7 @@ func (w *world) dropped(t *testing.T) (want map[string]int) {
 
 // Every drop is shown once, with its reason, by whom and what it was.
 func TestMonitorDrops(t *testing.T) {
-	watchedRungs(t, func(t *testing.T, w *world) {
+	bpfRungs(t, func(t *testing.T, w *world) {
 		cmd, text := w.watching(t, "-j monitor drops"), w.watching(t, "monitor eth0 drops")
 		want := w.dropped(t)
 		got := map[string]int{}
@@ -173,7 +177,7 @@ func TestMonitorDrops(t *testing.T) {
 
 // A flood is shown as far as the rate allows, and the rest counted.
 func TestMonitorRate(t *testing.T) {
-	watchedRungs(t, func(t *testing.T, w *world) {
+	bpfRungs(t, func(t *testing.T, w *world) {
 		const rate, frames = 7, 500
 		cmd := w.watching(t, fmt.Sprintf("-j monitor drops --rate %d", rate))
 		begun := time.Now()

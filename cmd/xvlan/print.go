@@ -59,7 +59,7 @@ func (a *app) printLink(l loader.Link) {
 	if a.details {
 		fmt.Fprintf(a.out, "    datapath reason: %s\n", printable(l.Rung.Reason))
 		if l.ID != 0 {
-			fmt.Fprintf(a.out, "    id %d host leg %s wire mac %s delivery %s\n", l.ID, l.Leg, l.WireMAC, delivery(l.Place))
+			fmt.Fprintf(a.out, "    id %d leg %s host leg %s wire mac %s delivery %s\n", l.ID, pairWord(l.Netkit), l.Leg, l.WireMAC, delivery(l.Place))
 		}
 		if l.Owner != "" {
 			fmt.Fprintf(a.out, "    owner %s\n", l.Owner)
@@ -99,6 +99,14 @@ func delivery(p maps.Place) string {
 		return "xdp"
 	}
 	return "leg"
+}
+
+// pairWord names the kind of device that the legs are.
+func pairWord(netkit bool) string {
+	if netkit {
+		return "netkit"
+	}
+	return "veth"
 }
 
 // printStats prints the counters as `ip -s` does, and every reason that
@@ -142,7 +150,8 @@ type linkJSON struct {
 	Datapath  rungJSON    `json:"datapath"`
 	ID        uint32      `json:"id,omitempty"`
 	Leg       string      `json:"host_leg,omitempty"`
-	Delivery  string      `json:"delivery,omitempty"` // not on the kernel rung
+	Pair      string      `json:"leg,omitempty"` // not on the kernel rung, as is
+	Delivery  string      `json:"delivery,omitempty"`
 	WireMAC   string      `json:"wire_address"`
 	Owner     string      `json:"owner,omitempty"` // who had it made, a container runtime's name for it
 	Addrs     []addrJSON  `json:"addrs"`
@@ -218,7 +227,7 @@ func linksJSON(links []loader.Link) []linkJSON {
 		}
 		j.Info = linkInfo(l)
 		if l.ID != 0 {
-			j.Delivery = delivery(l.Place)
+			j.Pair, j.Delivery = pairWord(l.Netkit), delivery(l.Place)
 		}
 		for _, x := range l.Addrs {
 			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String()})

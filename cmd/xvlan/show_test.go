@@ -21,7 +21,7 @@ var masks = []struct {
 }{
 	{regexp.MustCompile(`xvt\d+-\d+-`), "NETNS-"},
 	{regexp.MustCompile(`(?m)^kernel( +)\S+$`), "kernel${1}RELEASE"},
-	{regexp.MustCompile(`(?m)^(tcx|ipvlan|macvlan)( +)(yes|no )  .+$`), "$1${2}HAVE WHY"},
+	{regexp.MustCompile(`(?m)^(tcx|netkit|ipvlan|macvlan)( +)(yes|no )  .+$`), "$1${2}HAVE WHY"},
 }
 
 // golden compares what was printed, what varies masked, with a text that
@@ -129,7 +129,7 @@ func TestGoldenLinks(t *testing.T) {
     addr 10.77.0.10 given
     addr 10.77.0.11 given
     datapath reason: veth: native XDP would make its peer give up TSO
-    id 1 host leg xv2-1 wire mac 02:00:00:00:77:10 delivery peer
+    id 1 leg veth host leg xv2-1 wire mac 02:00:00:00:77:10 delivery peer
            bytes  packets  dropped
       RX:    200        2        0
       TX:   1084        3        1
@@ -138,7 +138,7 @@ func TestGoldenLinks(t *testing.T) {
     link/ether 02:00:00:00:77:20 brd ff:ff:ff:ff:ff:ff
     ipvlan mode l2 bridge datapath tc
     datapath reason: veth: native XDP would make its peer give up TSO
-    id 2 host leg xv2-2 wire mac 02:00:00:00:77:01 delivery leg
+    id 2 leg veth host leg xv2-2 wire mac 02:00:00:00:77:01 delivery leg
            bytes  packets  dropped
       RX:      0        0        0
       TX:      0        0        0
@@ -178,6 +178,7 @@ eth0    tc    2/1024  pass     0       0        veth: native XDP would make its 
 kernel   RELEASE
 bpf      yes  the tc and xdp rungs
 tcx      HAVE WHY
+netkit   HAVE WHY
 macvlan  HAVE WHY
 ipvlan   HAVE WHY
 bpffs    yes  /run/xvlan/bpf
@@ -186,6 +187,7 @@ bpffs    yes  /run/xvlan/bpf
 kernel   RELEASE
 bpf      yes  the tc and xdp rungs
 tcx      HAVE WHY
+netkit   HAVE WHY
 macvlan  HAVE WHY
 ipvlan   HAVE WHY
 bpffs    yes  /run/xvlan/bpf
@@ -219,7 +221,7 @@ func TestProbe(t *testing.T) {
 	}
 	want := map[string]bool{
 		"bpf": true, "tcx": major > 6 || major == 6 && minor >= 6,
-		"macvlan": lab.HasKind(t, "macvlan"), "ipvlan": lab.HasKind(t, "ipvlan"), "bpffs": true,
+		"netkit": lab.HasKind(t, "netkit"), "macvlan": lab.HasKind(t, "macvlan"), "ipvlan": lab.HasKind(t, "ipvlan"), "bpffs": true,
 	}
 	if len(probe.Features) != len(want) {
 		t.Errorf("%d features, want %d", len(probe.Features), len(want))
