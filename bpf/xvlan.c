@@ -558,23 +558,27 @@ static __always_inline enum way way_of(const struct sub *from)
  * the inner leg sends from another netns, the kernel clears the mark. */
 #define MARK_INWARD 0x78766c6e
 
+/* To an inner leg in another netns. The kernel does that at tc ingress alone: what
+ * a netkit sends goes on to its host leg's, marked with the leg that it is for. */
+static __always_inline int to_peer(struct __sk_buff *skb, const struct sub *sub, enum way way)
+{
+	if (way != FROM_NETKIT)
+		return bpf_redirect_peer(sub->leg, 0);
+	note(STEP_PEER, 0, sub->leg);
+	skb->mark = sub->leg;
+	return TC_ACT_OK;
+}
+
 /* Unicast to one sub-interface. The peer redirect makes the frame PACKET_HOST
  * whatever its MAC, and passes the inner leg's driver and its XDP program by; by
- * the leg, the inner device compares. It can be made from tc ingress alone: what a
- * netkit sends goes on to its host leg's, marked with the leg that it is for. What
- * comes from the wire for one in mode l3s goes up: the host's stack forwards it to
- * the leg. */
+ * the leg, the inner device compares. What comes from the wire for one in mode
+ * l3s goes up: the host's stack forwards it to the leg. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
 				   struct size size, enum way way)
 {
 	count(skb, id, VERDICT_RX, size);
-	if (sub->place == PLACE_AWAY) {
-		if (way != FROM_NETKIT)
-			return bpf_redirect_peer(sub->leg, 0);
-		note(STEP_PEER, 0, sub->leg);
-		skb->mark = sub->leg;
-		return TC_ACT_OK;
-	}
+	if (sub->place == PLACE_AWAY)
+		return to_peer(skb, sub, way);
 	if (sub->kind == KIND_IPVLAN) {
 		if (way == FROM_WIRE && sub->place == PLACE_HOST)
 			return TC_ACT_UNSPEC;
@@ -1060,8 +1064,7 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	return bpf_redirect(meta.ifindex, 0);
 }
 
-SEC("tc")
-int xvlan_tx(struct __sk_buff *skb)
+static __noinline int tx_whole(struct __sk_buff *skb)
 {
 	__u32 me = 0, leg = skb->ifindex;
 	struct sub *sub = sub_by_leg(leg, &me);
@@ -1086,6 +1089,43 @@ int xvlan_tx(struct __sk_buff *skb)
 	if (is_group(&f))
 		return tx_group(&f, sub, me, size);
 	return tx_unicast(&f, sub, me, size);
+}
+
+/* Counts a frame that is no super-packet and has no tag beside it. */
+static __always_inline void count_plain(struct __sk_buff *skb, __u32 id, enum verdict v)
+{
+	add(id, v, (struct size){.packets = 1, .bytes = skb->len});
+}
+
+/* The short way, as xvlan_rx has one: unicast of a plain sub-interface that is not
+ * known to be here, and not over the MTU, to a MAC that is certainly nobody's here,
+ * so for the wire, or to a plain sibling that is up in another netns. */
+SEC("tc")
+int xvlan_tx(struct __sk_buff *skb)
+{
+	__u32 leg = skb->ifindex, me, id;
+	void *dst = (void *)(long)skb->data;
+	struct sub *from, *to;
+
+	me = *ELEMENT(leg_slots, leg & (0xffffffffU >> slot_shift));
+	from = sub_by_id(me);
+	if (!(from->flags & SUB_PLAIN) || from->leg != leg || from->place == PLACE_LOCAL ||
+	    dst + ETH_HLEN > (void *)(long)skb->data_end || *(__u8 *)dst & 1 ||
+	    skb->len > ETH_HLEN + meta.mtu || skb->gso_size || skb->vlan_present || meta.watched ||
+	    *(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || DRY_RUN)
+		return tx_whole(skb);
+	id = mac_slot(dst);
+	if (!id) {
+		count_plain(skb, me, VERDICT_TX);
+		return bpf_redirect(meta.ifindex, 0);
+	}
+	to = sub_by_id(id);
+	if (!(to->flags & SUB_PLAIN) || !(from->class & to->class & CLASS_BRIDGE) ||
+	    to->place != PLACE_AWAY || !mac_eq(to->mac, dst) || !device_up((void *)to->device))
+		return tx_whole(skb);
+	count_plain(skb, me, VERDICT_TX);
+	count_plain(skb, id, VERDICT_RX);
+	return to_peer(skb, to, way_of(from));
 }
 
 /* What xvlan_tx, on the egress of a netkit, or copy_as_own has marked with whose
