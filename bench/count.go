@@ -19,11 +19,12 @@ import (
 
 // A contender is one way to give a container its place on the network.
 type contender struct {
-	name  string
-	kind  kind
-	xdp   bool
-	subs  int // sub-interfaces that it is counted with at the most
-	addrs int // addresses, of those behind the parent's MAC
+	name   string
+	kind   kind
+	xdp    bool
+	netkit bool
+	subs   int // sub-interfaces that it is counted with at the most
+	addrs  int // addresses, of those behind the parent's MAC
 }
 
 // The kernel's ipvlan compares each address that is added with all others on
@@ -36,7 +37,9 @@ var contenders = []contender{
 	{name: "bridge and veth", kind: bridge, subs: 1000},
 	{name: "xvlan macvlan, tc", kind: xvlan, subs: 4096},
 	{name: "xvlan macvlan, xdp", kind: xvlan, xdp: true, subs: 256},
+	{name: "xvlan macvlan, netkit", kind: xvlan, netkit: true, subs: 256},
 	{name: "xvlan ipvlan l2, tc", kind: xvlanIP, subs: 256, addrs: 65_536},
+	{name: "xvlan ipvlan l2, netkit", kind: xvlanIP, netkit: true, subs: 16, addrs: 4096},
 	{name: "xvlan ipvlan l3, tc", kind: xvlanL3, addrs: 4096},
 }
 
@@ -178,7 +181,7 @@ func baselines() (b baseline, err error) {
 
 // count measures all ways of one contender but ARP.
 func (c contender) count(n int, base baseline) (all []count, err error) {
-	p := plan{subs: max(n, 2), gro: true, xdp: c.xdp}
+	p := plan{subs: max(n, 2), gro: true, xdp: c.xdp, netkit: c.netkit}
 	to := train{dst: subMAC(1), macs: n, addr: subAddr(1)}
 	if c.kind.shared() {
 		p.subs, p.addrs = max(n/addrsEach, 2), n
@@ -230,7 +233,7 @@ func (c contender) count(n int, base baseline) (all []count, err error) {
 
 // countARP measures ARP questions with so many sub-interfaces.
 func (c contender) countARP(subs int, base baseline) (all []count, err error) {
-	w, err := newWorld(plan{subs: subs, gro: true, xdp: c.xdp}, c.kind)
+	w, err := newWorld(plan{subs: subs, gro: true, xdp: c.xdp, netkit: c.netkit}, c.kind)
 	if err != nil {
 		return nil, err
 	}

@@ -104,7 +104,7 @@ func (c *caller) close() error {
 
 // latency is about question and answer.
 func (b *bench) latency(ctx context.Context) (rows []*row, err error) {
-	w, err := newWorld(plan{subs: 2}, macvlan, xvlan)
+	w, err := newWorld(plan{subs: 2, netkit: b.netkit}, macvlan, xvlan)
 	if err != nil {
 		return nil, err
 	}

@@ -29,6 +29,7 @@ type bench struct {
 	time   time.Duration // for each contender in each round
 	cpus   *cpus
 	large  bool           // with what takes minutes
+	netkit bool           // xvlan's are netkit pairs, where that makes a difference
 	worlds map[int]*world // that cases share, by the number of sub-interfaces
 }
 
@@ -72,6 +73,7 @@ func main() {
 	flag.DurationVar(&b.time, "time", 250*time.Millisecond, "how long each contender is measured in each round")
 	flag.StringVar(&o.only, "only", caseNames(), "the `cases` to run, with commas between")
 	flag.BoolVar(&b.large, "large", false, "also make 10,000 sub-interfaces, in case control")
+	flag.BoolVar(&b.netkit, "netkit", false, "make xvlan's of netkit pairs, in the cases tcp, latency and send (Linux 6.8)")
 	flag.StringVar(&o.json, "json", "", "also write the results to this `file`; - is standard output")
 	flag.StringVar(&o.report, "report", "", "write a report with charts into this `folder`, with the counts of -baseline")
 	flag.StringVar(&o.from, "from", "", "measure nothing, take the results from this `file`")

@@ -51,7 +51,7 @@ func flood(fd, n int) error {
 // system call to the wire's or a sibling's stack, where a tc program drops
 // them.
 func (b *bench) send(ctx context.Context) (rows []*row, err error) {
-	w, err := newWorld(plan{subs: 2}, macvlan, xvlan)
+	w, err := newWorld(plan{subs: 2, netkit: b.netkit}, macvlan, xvlan)
 	if err != nil {
 		return nil, err
 	}

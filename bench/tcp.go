@@ -129,7 +129,7 @@ func (s *stream) close() error {
 // tcp is about bulk transfer: into a sub-interface, out of it, and to its
 // sibling.
 func (b *bench) tcp(ctx context.Context) (rows []*row, err error) {
-	w, err := newWorld(plan{subs: 2}, macvlan, xvlan)
+	w, err := newWorld(plan{subs: 2, netkit: b.netkit}, macvlan, xvlan)
 	if err != nil {
 		return nil, err
 	}

@@ -51,11 +51,12 @@ func (k kind) routed() bool { return k == ipvlanL3 || k == xvlanL3 }
 
 // A plan is what every side of a world has alike.
 type plan struct {
-	subs  int
-	addrs int  // how many more addresses they have, addrsEach of them c1, and so on
-	xdp   bool // the parent of xvlan on the rung xdp, dropping what is for nobody
-	gro   bool // frames come in through NAPI and GRO, as from a NIC
-	port  bool // xvlan's are delivered to by XDP redirect; takes xdp
+	subs   int
+	addrs  int  // how many more addresses they have, addrsEach of them c1, and so on
+	xdp    bool // the parent of xvlan on the rung xdp, dropping what is for nobody
+	netkit bool // xvlan's are netkit pairs instead of veth
+	gro    bool // frames come in through NAPI and GRO, as from a NIC
+	port   bool // xvlan's are delivered to by XDP redirect; takes xdp
 }
 
 // A side is a parent on a cable, with sub-interfaces: c1 in a box of its own,
@@ -303,6 +304,7 @@ func (s *side) addXvlans(p plan) (err error) {
 			Netns:  s.box(i).name,
 			Up:     true,
 			Port:   p.port,
+			Netkit: p.netkit,
 		}
 		switch s.kind {
 		case xvlan:

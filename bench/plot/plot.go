@@ -30,6 +30,7 @@ var (
 	Blue      color.Color = color.RGBA{0, 114, 178, 255}
 	Vermilion color.Color = color.RGBA{213, 94, 0, 255}
 	Purple    color.Color = color.RGBA{204, 121, 167, 255}
+	Yellow    color.Color = color.RGBA{240, 228, 66, 255}
 
 	faint color.Color = color.RGBA{222, 222, 222, 255}
 )
