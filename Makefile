@@ -33,7 +33,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "%-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: build
-build: ## build ./xvlan, ./xvlan-docker and ./xvlan-cni
+build: ## build ./xvlan, ./xvlan-docker, ./xvlan-cni and ./xvlan-netavark
 	$(call need,$(NEED_GO))
 	CGO_ENABLED=0 go build -trimpath -o . ./cmd/...
 
@@ -46,6 +46,7 @@ man: build ## write the manual pages into man/
 install: man ## install the commands, manual, completion and units under PREFIX, /usr/local by default
 	$(SUDO) install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin xvlan xvlan-docker
 	$(SUDO) install -D -m 0755 -t $(DESTDIR)$(PREFIX)/lib/cni xvlan-cni
+	$(SUDO) install -D -m 0755 xvlan-netavark $(DESTDIR)$(PREFIX)/libexec/netavark/xvlan
 	$(SUDO) install -d $(DESTDIR)$(PREFIX)/share/man/man8
 	$(SUDO) install -m 0644 man/*.8 $(DESTDIR)$(PREFIX)/share/man/man8
 	for unit in systemd/*; do sed 's|@bindir@|$(PREFIX)/bin|' $$unit | \
@@ -186,4 +187,4 @@ lint: ## formatting, vet, staticcheck
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -rf xvlan xvlan-docker xvlan-cni bin man
+	rm -rf xvlan xvlan-docker xvlan-cni xvlan-netavark bin man
