@@ -12,9 +12,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
-	"github.com/vishvananda/netlink"
 
 	"github.com/xvlan/xvlan/loader"
 )
@@ -86,36 +84,14 @@ func (c *call) master(before *current.Result) (name string, err error) {
 	case before != nil:
 		return "", invalid("master: not said, and prevResult has %d interfaces to choose from; say which", len(before.Interfaces))
 	}
-	find := func() error { name, err = defaultDevice(); return err }
-	if c.LinkInContainer {
-		return name, c.inside(find)
+	err = c.host(func(h *loader.Host) (err error) {
+		name, err = h.DefaultParent()
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("master: %w", err)
 	}
-	return name, find()
-}
-
-// defaultDevice is the device of the default route, IPv4's before IPv6's.
-func defaultDevice() (string, error) {
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlinksafe.RouteListFiltered(family, &netlink.Route{Dst: nil}, netlink.RT_FILTER_DST)
-		if err != nil {
-			return "", fmt.Errorf("list routes: %w", err)
-		}
-		best := -1
-		for i, r := range routes {
-			if r.LinkIndex != 0 && (best < 0 || r.Priority < routes[best].Priority) {
-				best = i
-			}
-		}
-		if best < 0 {
-			continue
-		}
-		l, err := netlink.LinkByIndex(routes[best].LinkIndex)
-		if err != nil {
-			return "", fmt.Errorf("find the default route's device: %w", err)
-		}
-		return l.Attrs().Name, nil
-	}
-	return "", invalid("master: not said, and there is no default route; say which device")
+	return name, nil
 }
 
 // addresses asks the IPAM plugin for addresses and routes. Without one the

@@ -102,17 +102,20 @@ func status(args *skel.CmdArgs) error {
 // ready finds what would be refused. A passthru network is not out of order for
 // being in use.
 func (c *conf) ready(spec loader.LinkSpec) (err error) {
-	if spec.Parent = c.Master; spec.Parent == "" {
-		if spec.Parent, err = defaultDevice(); err != nil {
-			return err
+	spec.Parent = c.Master
+	err = withHost(func(h *loader.Host) (err error) {
+		if spec.Parent == "" {
+			if spec.Parent, err = h.DefaultParent(); err != nil {
+				return fmt.Errorf("master: %w", err)
+			}
 		}
-	}
-	err = withHost(func(h *loader.Host) error { return h.Check(spec, loader.Doomed{}) })
+		return h.Check(spec, loader.Doomed{})
+	})
 	if errors.Is(err, loader.ErrBusy) && spec.Mode == maps.Passthru {
 		return nil
 	}
-	if err != nil {
+	if err != nil && spec.Parent != "" {
 		return fmt.Errorf("master %s: %w", spec.Parent, err)
 	}
-	return nil
+	return err
 }

@@ -31,5 +31,5 @@ func (h *Host) DefaultParent() (string, error) {
 		}
 		return l.Attrs().Name, nil
 	}
-	return "", fmt.Errorf("parent: %w: none is said, and there is no default route; say which device", ErrInvalid)
+	return "", fmt.Errorf("choose a parent: %w: there is no default route; say which device", ErrInvalid)
 }
