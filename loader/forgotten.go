@@ -17,8 +17,8 @@ import (
 
 // sweepForgotten removes what is left of parents whose maps are gone with the
 // bpf file system, as when somebody has unmounted it: with their pins links and
-// programs have gone, too, and the sub-interfaces reach nobody. They cannot be
-// told from those of another mount namespace but by that.
+// programs have gone, too, and the sub-interfaces reach nobody. By programs they
+// are told from those whose pins another mount namespace has.
 func (h *Host) sweepForgotten() error {
 	if hidden() != nil {
 		return nil // others say so
@@ -27,24 +27,24 @@ func (h *Host) sweepForgotten() error {
 	if err != nil {
 		return err
 	}
-	forgotten := map[int][]string{} // host legs, by the parent's index
+	forgotten := map[int][]string{} // host legs, by the key of the parent's folder
 	for _, name := range names {
-		if index, id, ok := parseLeg(name); ok && id != 0 && !h.folder(index).exists() {
-			forgotten[index] = append(forgotten[index], name)
+		if key, id, ok := parseLeg(name); ok && id != 0 && !h.folder(key).exists() {
+			forgotten[key] = append(forgotten[key], name)
 		}
 	}
 	var errs []error
-	for index, legs := range forgotten {
+	for key, legs := range forgotten {
 		if err := ensureLocks(); err != nil {
 			return err
 		}
-		unlock, err := flock(h.folder(index).String(), unix.LOCK_EX|unix.LOCK_NB)
+		unlock, err := flock(h.folder(key).String(), unix.LOCK_EX|unix.LOCK_NB)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			continue // it is being attached or taken apart
 		}
 		if err == nil {
-			if !h.folder(index).exists() {
-				err = h.removeForgotten(index, legs)
+			if !h.folder(key).exists() {
+				err = h.removeForgotten(key, legs)
 			}
 			unlock()
 		}
@@ -54,10 +54,11 @@ func (h *Host) sweepForgotten() error {
 }
 
 // removeForgotten deletes host legs that no program stands on, and what was
-// entered for them into the parent's unicast filter. That it was made to receive
-// all multicast is not known any more, and stays.
-func (h *Host) removeForgotten(index int, legs []string) error {
-	parent := &parent{h: h, rec: maps.Parent{Index: index, Name: h.nameOf(index)}}
+// entered for them into the parent's unicast filter, if that has still the index
+// that it was attached with. That it was made to receive all multicast is not known
+// any more, and stays.
+func (h *Host) removeForgotten(key int, legs []string) error {
+	parent := &parent{h: h, rec: maps.Parent{Index: key, Name: h.nameOf(key)}}
 	var removed []string
 	for _, leg := range legs {
 		l, err := h.nl.LinkByName(leg)

@@ -157,22 +157,19 @@ func (f *stream) end(t *testing.T) {
 func (s *soak) balance(t *testing.T) {
 	t.Helper()
 	var books []string
+	defer func() { t.Log(strings.Join(books, "\n")) }()
 	lab.Eventually(t, "the books balance", func() bool {
 		books = nil
 		ok := true
 		for i, l := range s.links(t) {
 			dev, v := s.stays[i].ns.Link(t, l.Name).Attrs().Statistics, func(name string) uint64 { return l.Verdicts[name].Packets }
-			in, out := dev.RxPackets+v("drop_ring"), v("tx")+v("drop_mtu")+v("drop_malformed")+v("drop_mode")+v("drop_route")
+			in, out := dev.RxPackets+v("drop_ring"), v("tx")+v("drop_mtu")+v("drop_malformed")+v("drop_mode")+v("drop_route")+v("drop_inactive")
 			books = append(books, fmt.Sprintf("%s: %d handed over = %d arrived + %d dropped by ring; %d sent = %d tx + %d dropped",
 				l.Name, v("rx"), dev.RxPackets, v("drop_ring"), dev.TxPackets, v("tx"), out-v("tx")))
 			ok = ok && v("rx") == in && dev.TxPackets == out && v("rx") > 0 && out > 0
 		}
-		if !ok {
-			t.Log(strings.Join(books, "\n"))
-		}
 		return ok && len(books) == len(s.stays)
 	})
-	t.Log(strings.Join(books, "\n"))
 }
 
 // nothingLeft checks that there are neither pins nor locks, and no maps, programs
