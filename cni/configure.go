@@ -65,7 +65,7 @@ func addRoute(l netlink.Link, r *types.Route, gateway net.IP) error {
 		route.Gw = gateway
 	}
 	if err := netlink.RouteAddEcmp(route); err != nil {
-		return fmt.Errorf("add route %s: %w", route, err)
+		return fmt.Errorf("add route %s via %s: %w", route.Dst, route.Gw, err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -55,7 +56,9 @@ func TestRefused(t *testing.T) {
 		{object{"ipam": object{"type": "static", "addresses": []object{{"address": "10.88.0.300/24"}}}}, types.ErrInternal, "ipam static|10.88.0.300"},
 		{object{"ipam": object{"type": "static", "addresses": []object{{"address": hostAddr + "/24"}}}}, codeExists, "addr " + hostAddr + "|the host"},
 		{object{"ipam": object{"type": "static", "addresses": []object{{"address": "10.88.0.9/24"}}, "routes": []object{{"dst": "10.0.0.0/8", "gw": "192.0.2.1"}}}},
-			types.ErrInternal, "add route|10.0.0.0/8"},
+			types.ErrInternal, "add route 10.0.0.0/8 via 192.0.2.1"},
+		{object{"ipam": object{"type": "host-local", "dataDir": filepath.Join(w.dir, "ipam"), "subnet": "10.88.0.0/24", "routes": []object{{"dst": "10.0.0.0/8", "gw": "192.0.2.1"}}}},
+			types.ErrInternal, "add route 10.0.0.0/8 via 192.0.2.1"},
 		{object{"prevResult": object{"cniVersion": "1.0.0", "ips": "none"}}, decode, "prevResult"},
 		{object{"name": strings.Repeat("n", 200)}, invalidConf, "owner cni/nnn"},
 	} {
@@ -65,6 +68,9 @@ func TestRefused(t *testing.T) {
 		}
 		_, err := w.raw(t, "ADD", c, a)
 		failed(t, err, wrong.code, wrong.says)
+		if reserved := w.reserved(t); len(reserved) > 0 {
+			t.Errorf("addresses left: %v", reserved)
+		}
 		if t.Failed() {
 			t.Logf("%v: %v", wrong.conf, err)
 		}
