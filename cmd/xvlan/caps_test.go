@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -63,6 +65,19 @@ func TestServeCapabilities(t *testing.T) {
 		r := w.capped(t, slices.DeleteFunc(slices.Clone(caps), func(c string) bool { return c == lost }), "link show")
 		if complains := r.code != exitOK || r.err != ""; complains != (lost != "") {
 			t.Errorf("without %q: %+v", lost, r)
+		}
+	}
+	r := w.capped(t, caps, "serve --listen 127.0.0.1:0")
+	if r.code != exitFail || !strings.Contains(r.err, "CAP_NET_BROADCAST") {
+		t.Errorf("serve without net_broadcast: %+v", r)
+	}
+	unit, err := os.ReadFile("../../systemd/xvlan.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range append(caps, "net_broadcast", "sys_ptrace") {
+		if !regexp.MustCompile(`(?m)^CapabilityBoundingSet=.*\bCAP_` + strings.ToUpper(c) + `\b`).Match(unit) {
+			t.Errorf("its unit has no %s", c)
 		}
 	}
 	w.host.Run(t, "ip", "link", "set", "eth0", "address", parentMAC, "mtu", "1500")
