@@ -146,12 +146,15 @@ func (s *space) ofKind(kind string) (all []netlink.Link, err error) {
 		}
 		for _, m := range msgs {
 			interrupted = interrupted || m.Header.Flags&unix.NLM_F_DUMP_INTR != 0
-			switch {
-			case m.Header.Type == unix.NLMSG_ERROR && len(m.Data) >= 4:
-				return nil, unix.Errno(-int32(binary.NativeEndian.Uint32(m.Data)))
-			case m.Header.Type == unix.NLMSG_DONE && interrupted:
-				return nil, netlink.ErrDumpInterrupted
-			case m.Header.Type == unix.NLMSG_DONE:
+			if m.Header.Type == unix.NLMSG_DONE || m.Header.Type == unix.NLMSG_ERROR {
+				if len(m.Data) >= 4 {
+					if errno := -int32(binary.NativeEndian.Uint32(m.Data)); errno != 0 {
+						return nil, unix.Errno(errno)
+					}
+				}
+				if interrupted {
+					return nil, netlink.ErrDumpInterrupted
+				}
 				return all, nil
 			}
 			l, err := netlink.LinkDeserialize(nil, m.Data)
