@@ -47,6 +47,18 @@ func TestModes(t *testing.T) {
 	}
 }
 
+// TestNetkit does it with netkit pairs.
+func TestNetkit(t *testing.T) {
+	t.Parallel()
+	if !lab.HasKind(t, "netkit") {
+		t.Skip("the kernel has no netkit, which comes with Linux 6.8")
+	}
+	for _, mode := range []string{"bridge", "l2"} {
+		w := newWorld(t)
+		w.tryMode(t, w.net("net", "datapath", "tc", "mode", mode, "leg", "netkit"), mode)
+	}
+}
+
 func (w *world) tryMode(t *testing.T, c object, mode string) {
 	a, b := lab.NewNetns(t, "a"), lab.NewNetns(t, "b")
 	first := w.attach(t, c, a)

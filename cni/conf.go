@@ -32,6 +32,7 @@ type conf struct {
 	QueueLimit      *int32   `json:"bclim"`
 	Datapath        string   `json:"datapath"`
 	Delivery        string   `json:"delivery"`
+	Leg             string   `json:"leg"`
 
 	RuntimeConfig struct { // what the runtime adds for declared capabilities
 		MAC       string          `json:"mac"`
@@ -78,9 +79,16 @@ func ownerPrefix(network string) string { return "cni/" + network + "/" }
 
 // spec describes the sub-interface, as far as the configuration tells.
 func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
-	spec := loader.LinkSpec{MTU: c.MTU, Name: args.IfName, Netns: args.Netns, Owner: c.owner, Port: c.Delivery == "xdp"}
-	if c.Delivery != "" && c.Delivery != "auto" && c.Delivery != "xdp" {
-		return spec, invalid("delivery: %q: not known; auto and xdp are", c.Delivery)
+	kinds := map[string]maps.Kind{"macvlan": maps.Macvlan, "ipvlan": maps.Ipvlan}
+	spec := loader.LinkSpec{
+		Name: args.IfName, Netns: args.Netns, Owner: c.owner, MTU: c.MTU, Kind: kinds[c.Kind], Port: c.Delivery == "xdp", Netkit: c.Leg == "netkit",
+	}
+	for _, word := range []struct{ key, value, one, other string }{
+		{"kind", c.Kind, "macvlan", "ipvlan"}, {"delivery", c.Delivery, "auto", "xdp"}, {"leg", c.Leg, "veth", "netkit"},
+	} {
+		if word.value != "" && word.value != word.one && word.value != word.other {
+			return spec, invalid("%s: %q: not known; %s and %s are", word.key, word.value, word.one, word.other)
+		}
 	}
 	if bandwidth := string(c.RuntimeConfig.Bandwidth); bandwidth != "" && bandwidth != "null" {
 		return spec, types.NewError(types.ErrUnsupportedField, fmt.Sprintf("runtimeConfig.bandwidth: %s: nothing here limits rates; "+
@@ -89,15 +97,6 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 	if len(c.RuntimeConfig.IPs) > 0 && c.IPAM.Type == "" {
 		return spec, types.NewError(types.ErrUnsupportedField, fmt.Sprintf("runtimeConfig.ips: %s: there is no ipam to give them; "+
 			"say ipam of type static", strings.Join(c.RuntimeConfig.IPs, ", ")), "")
-	}
-	switch c.Kind {
-	case "":
-	case "macvlan":
-		spec.Kind = maps.Macvlan
-	case "ipvlan":
-		spec.Kind = maps.Ipvlan
-	default:
-		return spec, invalid("kind: %q: not known; macvlan and ipvlan are", c.Kind)
 	}
 	if err := errors.Join(spec.SetMode(c.Mode), spec.SetDatapath(c.Datapath)); err != nil {
 		return spec, err

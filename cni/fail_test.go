@@ -47,6 +47,8 @@ func TestRefused(t *testing.T) {
 		{object{"bcqueuelen": 5, "mode": "l2"}, invalidConf, "bcqueuelen|only a macvlan"},
 		{object{"datapath": "ebpf"}, invalidConf, `datapath "ebpf"`},
 		{object{"delivery": "fast"}, invalidConf, `delivery: "fast"`},
+		{object{"leg": "tap"}, invalidConf, `leg: "tap"|veth and netkit`},
+		{object{"leg": "netkit", "datapath": "kernel"}, unsupported, "leg netkit"},
 		{object{"delivery": "xdp", "datapath": "tc"}, unsupported, "delivery xdp"},
 		{object{"linkInContainer": true}, invalidConf, "master lan0|no such device"},
 		{object{"runtimeConfig": object{"mac": "no"}}, invalidConf, `runtimeConfig.mac: "no"`},
