@@ -116,9 +116,9 @@ func (c *call) inside(fn func() error) error {
 	return c.netns.Do(func(ns.NetNS) error { return fn() })
 }
 
-// host runs fn with the loader in the namespace that the master is in.
+// host runs fn with the loader in the namespace that the master is in, or was.
 func (c *call) host(fn func(*loader.Host) error) error {
-	if c.LinkInContainer {
+	if c.LinkInContainer && c.netns != nil {
 		return c.inside(func() error { return withHost(fn) })
 	}
 	return withHost(fn)

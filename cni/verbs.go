@@ -25,17 +25,15 @@ func del(args *skel.CmdArgs) error {
 	}
 	c := &call{conf: conf, args: args}
 	released := c.exec(args, invoke.DelegateDel)
-	netns, err := ns.GetNS(args.Netns)
-	if err == nil {
+	if netns, err := ns.GetNS(args.Netns); err == nil {
 		c.netns = netns
 		defer netns.Close()
-	} else if c.LinkInContainer {
-		return errors.Join(released, withHost((*loader.Host).Sweep)) // it has gone with its master
 	}
 	return errors.Join(released, c.remove())
 }
 
-// remove removes the sub-interface; that there is none is no error.
+// remove removes the sub-interface; that there is none is no error. What is left
+// of one that has gone, by itself or with its namespace, is tidied up then.
 func (c *call) remove() error {
 	err := c.host(func(h *loader.Host) error { return h.Del(c.selector()) })
 	if errors.Is(err, loader.ErrNotFound) {
