@@ -136,7 +136,7 @@ func TestParentDeleted(t *testing.T) {
 // TestParentDeletedServed has somebody who follows: sub-interfaces lose their
 // carrier with their parent, and are at work when it is back and up.
 func TestParentDeletedServed(t *testing.T) {
-	onRungs(t, ourRungs, func(t *testing.T, r rungCase) {
+	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		s.populate(t)
 		s.serve(t)
