@@ -144,6 +144,8 @@ func TestSystemd(t *testing.T) {
 	}
 	file("bridge")
 	m := startManager(t, w)
+	lab.Eventually(t, "systemd answers", func() bool { _, err := m.systemctl("show"); return err == nil })
+	m.must(t, "start", "xvlan-apply.service", "xvlan.service") // waits for them to have started
 	serving := []string{"ActiveState=active", "SubState=running", "StatusText=following", "NRestarts=0"}
 	m.await(t, "xvlan-apply.service", "ActiveState=active", "SubState=exited", "Result=success")
 	m.await(t, "xvlan.service", serving...)
