@@ -80,6 +80,9 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error
 	if err := p.followPort(id, sub, dev); err != nil {
 		return nil, err
 	}
+	if err := p.refilter(sub); err != nil {
+		return nil, err
+	}
 	if sub, err = p.followPromisc(id, sub, inner); err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/xvlan/xvlan/lab"
@@ -16,6 +17,35 @@ func TestFollow(t *testing.T) {
 		mac, ip1, ip2 := s.sub(t, "mac1"), s.sub(t, "ip1"), s.sub(t, "ip2")
 		t.Run("MAC", func(t *testing.T) { s.followMAC(t, mac) })
 		t.Run("address", func(t *testing.T) { s.followAddr(t, ip1, ip2) })
+	})
+}
+
+// TestFilter has others take a MAC out of the parent's filter, by hand and by taking
+// the parent to another namespace and back.
+func TestFilter(t *testing.T) {
+	lab.NeedTool(t, "bridge")
+	onRungs(t, []rungCase{onTCX, onClsact}, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{noIPv6: true})
+		e := s.sub(t, "mac1")
+		s.addAtOnce(t, e, e.ip4)
+		away := lab.NewNetns(t, "away")
+		in := func() bool { return strings.Contains(state(t, s.host.ns, parentDev), e.mac(t).String()) }
+		for name, lose := range map[string]func(){
+			"deleted": func() { s.host.ns.Run(t, "bridge", "fdb", "del", e.mac(t).String(), "dev", parentDev, "self") },
+			"moved": func() {
+				s.host.ns.Run(t, "ip", "link", "set", parentDev, "netns", away.Name())
+				away.Run(t, "ip", "link", "set", parentDev, "netns", s.host.ns.Name())
+				s.host.ns.Up(t, parentDev)
+			},
+		} {
+			if lose(); in() {
+				t.Fatalf("%s, it is still in the filter", name)
+			}
+			if s.sweep(t); !in() {
+				t.Errorf("%s, it is not in the filter again", name)
+			}
+			e.ping(t, s.wire.ip4.Addr())
+		}
 	})
 }
 

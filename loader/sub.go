@@ -312,6 +312,24 @@ func (p *parent) openFilter(id maps.ID, sub maps.Sub) (maps.Sub, error) {
 	return sub, nil
 }
 
+// refilter lets the sub-interface's MAC in again where somebody has taken it out, or
+// the parent has been in another network namespace meanwhile: the kernel lists such
+// entries for all devices at once only, so it is tried.
+func (p *parent) refilter(sub maps.Sub) error {
+	if p.link == nil || !sub.UCFilter {
+		return nil
+	}
+	err := p.uc(sub.MAC, true)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("add %s to the unicast filter of %s: %w", sub.MAC, p.rec.Name, err)
+	}
+	p.h.log.Warn("a mac was missing in the parent's unicast filter: added again", "parent", p.rec.Name, "name", sub.Name, "mac", sub.MAC)
+	return nil
+}
+
 func (p *parent) enterKeys(id maps.ID, sub maps.Sub, spec *LinkSpec) error {
 	d := maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given}
 	for _, a := range spec.Addrs {
