@@ -51,7 +51,7 @@ func (h *Host) sweepDead() error {
 		if err != nil || l == nil && rec.Index == 0 || l != nil && l.Attrs().Index == rec.Index {
 			return err
 		}
-		return h.located(f, func(*parent) error { return nil })
+		return h.located(f, (*parent).refresh)
 	})
 }
 
