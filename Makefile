@@ -104,7 +104,7 @@ VM_TIME     := 90m
 # attaching, detaching and putting back, traffic of every kind and mode, what is
 # followed, containers on the kernel's ipvlan, and four modes before the referee.
 define VM_QUICK_TESTS
-loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|ParentDeleted.*|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate)$$
+loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|ParentDeleted.*|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate|NetkitUnattended)$$
 xvlan ^Test(AddAll|Leg|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP|Systemd|ParentGone)$$
 xvlan-docker ^Test(VLANParent|NoParent)$$
 cni ^TestModes$$/^kernel-l
