@@ -13,10 +13,11 @@ import (
 // what xvlan_tx has dropped, which its device counts, too, is not.
 func TestNetkitUnattended(t *testing.T) {
 	onRungs(t, []rungCase{onNetkit}, func(t *testing.T, r rungCase) {
-		s := newSite(t, r, siteOption{})
+		s := newSite(t, r, siteOption{noIPv6: true}) // which sends by itself
 		e := s.sub(t, "mac1")
 		s.addAtOnce(t, e, e.ip4)
 		e.ping(t, s.wire.ip4.Addr())
+		know(t, s, s.wire, e) // so that nobody asks for them
 		e.ns.Run(t, "ip", "link", "set", e.dev, "mtu", "2000")
 		frame := slices.Concat(s.wire.mac(t), e.mac(t), make([]byte, 1800))
 		const long = 5
