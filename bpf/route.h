@@ -106,36 +106,40 @@ static __always_inline int tx_by_route(struct frame *f, const struct sub *from, 
 
 /* All that is sent in these modes. Unlike in l2 no ARP tells that the inner leg
  * has moved, so its place is noted with every packet. */
-static __always_inline int tx_routed(struct frame *f, struct sub *from, __u32 me, struct size size)
+static __noinline int tx_routed(struct __sk_buff *skb, struct sub *from, __u32 me)
 {
 	struct bpf_fib_lookup to = {};
+	struct size size;
 	struct sub *sub;
+	struct frame f;
 	__u32 id = 0;
 	__u64 who;
 
-	see_place(f->skb, from);
-	if (f->l3 != ETH_HLEN || f->skb->vlan_present ||
-	    (f->proto_be != bpf_htons(ETH_P_IP) && f->proto_be != bpf_htons(ETH_P_IPV6)))
-		return drop(f->skb, me, VERDICT_DROP_MODE, size);
-	if (!packet_out(f, from, me, &to))
-		return drop(f->skb, me, VERDICT_DROP_MALFORMED, size);
-	if (is_group(f) || to_group(&to))
-		return drop(f->skb, me, VERDICT_DROP_MODE, size);
-	who = who_by_ip(f, DESTINATION);
+	if (!may_send(skb, &f, from, me, &size))
+		return TC_ACT_SHOT;
+	see_place(skb, from);
+	if (f.l3 != ETH_HLEN || skb->vlan_present ||
+	    (f.proto_be != bpf_htons(ETH_P_IP) && f.proto_be != bpf_htons(ETH_P_IPV6)))
+		return drop(skb, me, VERDICT_DROP_MODE, size);
+	if (!packet_out(&f, from, me, &to))
+		return drop(skb, me, VERDICT_DROP_MALFORMED, size);
+	if (is_group(&f) || to_group(&to))
+		return drop(skb, me, VERDICT_DROP_MODE, size);
+	who = who_by_ip(&f, DESTINATION);
 	sub = from->class == CLASS_VEPA ? NULL : ip_keyed(who, &id);
 	if (sub && from->class == CLASS_PRIVATE)
-		return drop(f->skb, me, VERDICT_DROP_MODE, size);
+		return drop(skb, me, VERDICT_DROP_MODE, size);
 	if (sub && sub->class == CLASS_BRIDGE) {
-		count(f->skb, me, VERDICT_TX, size);
-		return deliver(f->skb, sub, id, size, way_of(from));
+		count(skb, me, VERDICT_TX, size);
+		return deliver(skb, sub, id, size, way_of(from));
 	}
 	if (from->mode == MODE_L3)
-		return tx_by_route(f, from, me, who, &to, size);
+		return tx_by_route(&f, from, me, who, &to, size);
 	/* l3s: the stack takes what is for the host, and routes what is not. */
-	count(f->skb, me, VERDICT_TX, size);
-	bpf_skb_change_type(f->skb, PACKET_HOST);
+	count(skb, me, VERDICT_TX, size);
+	bpf_skb_change_type(skb, PACKET_HOST);
 	if (from->flags & SUB_NETKIT)
-		f->skb->mark = 0; /* see xvlan_turn */
+		skb->mark = 0; /* see xvlan_turn */
 	return TC_ACT_UNSPEC;
 }
 

@@ -763,6 +763,28 @@ static __always_inline bool over_mtu(struct frame *f)
 			     f->skb->gso_size ? BPF_MTU_CHK_SEGS : 0) != BPF_MTU_CHK_RET_SUCCESS;
 }
 
+/* What everything that is sent goes through first. False: it is lost, and has been
+ * counted if it is a frame at all. */
+static __always_inline bool may_send(struct __sk_buff *skb, struct frame *f, const struct sub *from,
+				     __u32 me, struct size *size)
+{
+	enum verdict lost;
+
+	if (!parse_skb(skb, f))
+		return false;
+	*size = size_of(f);
+	if (!from)
+		lost = VERDICT_DROP_INACTIVE;
+	else if (over_mtu(f))
+		lost = meta.ifindex ? VERDICT_DROP_MTU : VERDICT_DROP_INACTIVE;
+	else if (from->kind == KIND_IPVLAN && !ip_keyed_out(f, from, me))
+		lost = VERDICT_DROP_MALFORMED;
+	else
+		return true;
+	drop(skb, from ? me : 0, lost, *size);
+	return false;
+}
+
 /* ---- route ---- */
 
 #include "route.h" /* tx_routed */
@@ -1064,31 +1086,28 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	return bpf_redirect(meta.ifindex, 0);
 }
 
-static __noinline int tx_whole(struct __sk_buff *skb)
+static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me)
 {
-	__u32 me = 0, leg = skb->ifindex;
-	struct sub *sub = sub_by_leg(leg, &me);
 	struct frame f;
 	struct size size;
 
-	if (!parse_skb(skb, &f))
+	if (!may_send(skb, &f, from, me, &size))
 		return TC_ACT_SHOT;
-	size = size_of(&f);
-	if (!sub)
-		return drop(skb, 0, VERDICT_DROP_INACTIVE, size);
-	if (over_mtu(&f))
-		return drop(skb, me, meta.ifindex ? VERDICT_DROP_MTU : VERDICT_DROP_INACTIVE, size);
-	if (sub->kind == KIND_IPVLAN) {
-		if (!ip_keyed_out(&f, sub, me))
-			return drop(skb, me, VERDICT_DROP_MALFORMED, size);
-		if (is_routed(sub))
-			return tx_routed(&f, sub, me, size);
-	}
-	if (sub->place == PLACE_LOCAL || is_group(&f))
-		see_place(skb, sub);
+	if (from->place == PLACE_LOCAL || is_group(&f))
+		see_place(skb, from);
 	if (is_group(&f))
-		return tx_group(&f, sub, me, size);
-	return tx_unicast(&f, sub, me, size);
+		return tx_group(&f, from, me, size);
+	return tx_unicast(&f, from, me, size);
+}
+
+/* The whole way. Two functions, for the stack: before 6.12 a chain of calls has
+ * 512 bytes of it, and what fans out is a long one. */
+static __always_inline int tx_slow(struct __sk_buff *skb)
+{
+	__u32 me = 0;
+	struct sub *from = sub_by_leg(skb->ifindex, &me);
+
+	return from && is_routed(from) ? tx_routed(skb, from, me) : tx_whole(skb, from, me);
 }
 
 /* Counts a frame that is no super-packet and has no tag beside it. */
@@ -1113,7 +1132,7 @@ int xvlan_tx(struct __sk_buff *skb)
 	    dst + ETH_HLEN > (void *)(long)skb->data_end || *(__u8 *)dst & 1 ||
 	    skb->len > ETH_HLEN + meta.mtu || skb->gso_size || skb->vlan_present || meta.watched ||
 	    *(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || DRY_RUN)
-		return tx_whole(skb);
+		return tx_slow(skb);
 	id = mac_slot(dst);
 	if (!id) {
 		count_plain(skb, me, VERDICT_TX);
@@ -1122,7 +1141,7 @@ int xvlan_tx(struct __sk_buff *skb)
 	to = sub_by_id(id);
 	if (!(to->flags & SUB_PLAIN) || !(from->class & to->class & CLASS_BRIDGE) ||
 	    to->place != PLACE_AWAY || !mac_eq(to->mac, dst) || !device_up((void *)to->device))
-		return tx_whole(skb);
+		return tx_slow(skb);
 	count_plain(skb, me, VERDICT_TX);
 	count_plain(skb, id, VERDICT_RX);
 	return to_peer(skb, to, way_of(from));
