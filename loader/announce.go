@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,23 @@ import (
 // been given another MAC the kernel announces its addresses, IPv6 ones when
 // duplicate address detection is through, if only the device is set to it.
 // What it cannot know of is announced here. Modes l3 and l3s speak neither.
+//
+// One announcement may be lost. RFC 5227 wants two of ARP, two seconds apart, RFC
+// 4861 up to three advertisements, one second apart: the others are sent by who
+// stays, as a command does not wait for them. He announces, too, what he sees come
+// by itself: addresses that others set, a device that comes up or gets its carrier
+// back.
+
+const (
+	announceTimes = 3 // of them ARP has the first and the last
+	announceSpace = time.Second
+)
+
+// repeat is what is still to be said of a sub-interface.
+type repeat struct {
+	done int // of announceTimes
+	next time.Time
+}
 
 // announces sets a device to announce its addresses. It is lost when the device
 // goes to another namespace.
@@ -36,9 +54,9 @@ func (s *space) announces(name string) error {
 	})
 }
 
-// announceAll announces the addresses of those sub-interfaces that are picked,
-// out of their own devices, so that siblings hear it, too. It is a service to
-// the neighbours: what cannot be announced is found out in time.
+// announceAll announces the addresses of those sub-interfaces that are picked.
+// It is a service to the neighbours: what cannot be announced is found out in
+// time.
 func (p *parent) announceAll(pick func(maps.Sub) bool) {
 	subs, err := p.maps.Subs()
 	if err != nil {
@@ -49,22 +67,68 @@ func (p *parent) announceAll(pick func(maps.Sub) bool) {
 		if s.State != maps.Active || s.Mode.Routed() || !pick(s) {
 			continue
 		}
-		if err := p.announce(maps.ID(i), s); err != nil {
+		if p.h.stays {
+			p.h.watch.announce(leg{s.Leg, p.legName(maps.ID(i))})
+			continue
+		}
+		if err := p.h.announce(leg{s.Leg, p.legName(maps.ID(i))}, true); err != nil {
 			p.h.log.Warn("cannot announce addresses", "parent", p.rec.Name, "name", s.Name, "err", err)
 		}
 	}
 }
 
-func (p *parent) announce(id maps.ID, sub maps.Sub) error {
-	nsid, inner, err := p.h.inner(sub.Leg, p.legName(id))
-	if inner == nil || err != nil || inner.Attrs().RawFlags&unix.IFF_UP == 0 {
+// announce has a sub-interface announced, at once and again. Who only watches leaves
+// that to others.
+func (w *watched) announce(l leg) {
+	if l != (leg{}) && w.repeats != nil {
+		w.repeats[l] = repeat{next: time.Now()}
+	}
+}
+
+// announceDue sends what is due, and tells when more will be; that is zero if
+// nothing is left.
+func (h *Host) announceDue() (next time.Time) {
+	for l, r := range h.watch.repeats {
+		if time.Now().Before(r.next) {
+			next = earlier(next, r.next)
+			continue
+		}
+		if err := h.announce(l, r.done == 0 || r.done == announceTimes-1); err != nil {
+			h.log.Warn("cannot announce addresses", "leg", l.name, "err", err)
+			r.done = announceTimes
+		}
+		if r.done++; r.done >= announceTimes {
+			delete(h.watch.repeats, l)
+			continue
+		}
+		r.next = r.next.Add(announceSpace)
+		h.watch.repeats[l] = r
+		next = earlier(next, r.next)
+	}
+	return next
+}
+
+// earlier is the first of two moments, of which zero ones are none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// announce sends one announcement of each address that a device has for good, IPv4
+// ones if arp says so, out of that device, so that siblings hear it, too. One that
+// is down, or speaks neither, announces nothing.
+func (h *Host) announce(l leg, arp bool) error {
+	nsid, inner, err := h.inner(l.index, l.name)
+	if inner == nil || err != nil || inner.Attrs().RawFlags&(unix.IFF_UP|unix.IFF_NOARP) != unix.IFF_UP {
 		return err // gone meanwhile, or it will announce itself when it comes up
 	}
 	addrs, err := addrsIn(nsid, inner.Attrs().Index)
 	if err != nil || len(addrs) == 0 {
 		return err
 	}
-	in, err := p.h.spaceByID(nsid)
+	in, err := h.spaceByID(nsid)
 	if err != nil {
 		return err
 	}
@@ -80,7 +144,7 @@ func (p *parent) announce(id maps.ID, sub maps.Sub) error {
 	defer unix.Close(fd)
 	mac := inner.Attrs().HardwareAddr
 	for a, settled := range addrs {
-		if !settled { // somebody else may have it
+		if !settled || a.Is4() && !arp { // somebody else may have the former
 			continue
 		}
 		to := &unix.SockaddrLinklayer{Ifindex: inner.Attrs().Index}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/xvlan/xvlan/lab"
@@ -61,6 +62,84 @@ func TestAnnounced(t *testing.T) {
 				s.sweep(t)
 				heard("with another MAC")
 			}
+		}
+	})
+}
+
+// saidAgain waits for as many announcements of addresses as RFC 5227 and RFC 4861 say.
+func saidAgain(t *testing.T, c *lab.Capture, what string, mac net.HardwareAddr, addrs ...netip.Addr) {
+	t.Helper()
+	left := map[netip.Addr]int{}
+	for _, a := range addrs {
+		left[a] = announceTimes
+		if a.Is4() {
+			left[a] = 2
+		}
+	}
+	c.Matching(1, socketTime, func(f lab.Frame) bool {
+		for a := range left {
+			if bytes.HasPrefix(f.Data, announcement(mac, a)) {
+				if left[a]--; left[a] == 0 {
+					delete(left, a)
+				}
+			}
+		}
+		return len(left) == 0
+	})
+	for a, n := range left {
+		t.Errorf("%s: %s should have been announced %d times more with %s", what, a, n, mac)
+	}
+}
+
+// TestAnnouncedAgain has somebody serve who repeats what is announced, and announces
+// what nobody else does: addresses that are set by hand, a parent that has its carrier
+// back or is made anew.
+func TestAnnouncedAgain(t *testing.T) {
+	onRungs(t, withNetkit([]rungCase{onTCX, onClsact}), func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		s.serve(t)
+		mac1, ip1 := s.sub(t, "mac1"), s.sub(t, "ip1")
+		wire := s.wire.ns.Capture(t, s.wire.dev)
+		heard := func(what string, subs ...*end) {
+			t.Helper()
+			for _, e := range subs {
+				saidAgain(t, wire, e.name+" "+what, s.link(t, e).WireMAC, e.addrs()...)
+			}
+		}
+		s.addAtOnce(t, mac1, mac1.ip4, mac1.ip6)
+		heard("made", mac1)
+		s.addByHand(t, ip1, ip1.ip4, ip1.ip6)
+		heard("by hand", ip1)
+		wire = s.wire.ns.Capture(t, s.wire.dev)
+		const other = "02:00:00:00:00:66"
+		s.host.ns.Run(t, "ip", "link", "set", parentDev, "address", other)
+		lab.Eventually(t, "it is followed", func() bool { return s.link(t, ip1).WireMAC.String() == other })
+		heard("with the parent's new MAC", ip1)
+		for _, state := range []string{"down", "up"} {
+			s.wire.ns.Run(t, "ip", "link", "set", s.wire.dev, state)
+		}
+		wire = s.wire.ns.Capture(t, s.wire.dev)
+		heard("with its carrier back", mac1)
+		again := s.deleteParent(t)
+		again()
+		wire = s.wire.ns.Capture(t, s.wire.dev)
+		lab.Eventually(t, "its MAC is followed", func() bool { return slices.Equal(s.link(t, ip1).WireMAC, s.host.mac(t)) })
+		heard("with its parent back", ip1)
+	})
+}
+
+// TestAnnouncedOnce has nobody serve: the command that finds the parent back tells.
+func TestAnnouncedOnce(t *testing.T) {
+	onRungs(t, []rungCase{onTCX, onClsact}, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		s.populate(t)
+		again := s.deleteParent(t)
+		s.sweep(t)
+		again()
+		wire := s.wire.ns.Capture(t, s.wire.dev)
+		s.sweep(t)
+		for _, e := range s.subs {
+			announced(t, wire, e.name, s.link(t, e).WireMAC, e.addrs()...)
 		}
 	})
 }

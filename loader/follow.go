@@ -112,8 +112,8 @@ type legs struct {
 }
 
 // legs finds both ends by the host leg; nil if it is gone.
-func (h *Host) legs(leg int, name string) (*legs, error) {
-	outer, err := h.device(ownSpace, leg)
+func (h *Host) legs(index int, name string) (*legs, error) {
+	outer, err := h.device(ownSpace, index)
 	if errors.Is(err, unix.ENODEV) || err == nil && outer.Attrs().Name != name {
 		return nil, nil
 	}
@@ -128,8 +128,8 @@ func (h *Host) legs(leg int, name string) (*legs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find inner leg: %w", err)
 	}
-	h.seen(-1, leg)
-	h.seen(nsid, inner.Attrs().Index)
+	h.seen(-1, outer, leg{})
+	h.seen(nsid, inner, leg{index, name})
 	return &legs{host: outer, inner: inner, nsid: nsid}, nil
 }
 
@@ -169,7 +169,9 @@ func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
 		return err
 	}
 	old.Promisc = false // which stays
-	return errors.Join(p.maps.DeleteMAC(0, old.MAC), p.closeParent(old), p.reindex(old), p.reindex(sub))
+	err = errors.Join(p.maps.DeleteMAC(0, old.MAC), p.closeParent(old), p.reindex(old), p.reindex(sub))
+	p.announceAll(func(s maps.Sub) bool { return s.Leg == sub.Leg })
+	return err
 }
 
 // unlearn forgets the learned addresses that the device no longer has.
@@ -219,10 +221,13 @@ func addrsIn(nsid, index int) (map[netip.Addr]bool, error) {
 	}
 	all := map[netip.Addr]bool{}
 	for p, flags := range prefixes {
-		all[p.Addr()] = flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0
+		all[p.Addr()] = !unsettled(flags)
 	}
 	return all, nil
 }
+
+// unsettled tells an address that is not, or not yet, the device's to use.
+func unsettled(flags uint8) bool { return flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) != 0 }
 
 // prefixesIn lists the unicast addresses of a device in another namespace by
 // that namespace's id (Linux 4.20), which the netlink library does not offer,
@@ -249,22 +254,31 @@ func prefixesIn(nsid, index int) (map[netip.Prefix]uint8, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of device %d: %w", index, err)
 	}
-	const ifaPrefixLen, ifaFlags = 1, 2 // where struct ifaddrmsg has them
 	all := map[netip.Prefix]uint8{}
 	for _, m := range msgs {
-		attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
+		local, bits, flags, err := addrOf(m)
 		if err != nil {
 			return nil, fmt.Errorf("read addresses of device %d: %w", index, err)
 		}
-		local := netip.Addr{}
-		for _, a := range attrs {
-			if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !local.IsValid() {
-				local, _ = netip.AddrFromSlice(a.Value)
-			}
-		}
 		if local.IsValid() && !local.IsLoopback() {
-			all[netip.PrefixFrom(local, int(m[ifaPrefixLen]))] = m[ifaFlags]
+			all[netip.PrefixFrom(local, bits)] = flags
 		}
 	}
 	return all, nil
+}
+
+// addrOf reads an address, its prefix's length and its flags from an rtnetlink
+// message of one, which begins with a struct ifaddrmsg.
+func addrOf(m []byte) (local netip.Addr, bits int, flags uint8, err error) {
+	const ifaPrefixLen, ifaFlags = 1, 2 // where that has them
+	attrs, err := nl.ParseRouteAttr(m[unix.SizeofIfAddrmsg:])
+	if err != nil {
+		return local, 0, 0, err
+	}
+	for _, a := range attrs {
+		if a.Attr.Type == unix.IFA_LOCAL || a.Attr.Type == unix.IFA_ADDRESS && !local.IsValid() {
+			local, _ = netip.AddrFromSlice(a.Value)
+		}
+	}
+	return local, int(m[ifaPrefixLen]), m[ifaFlags], nil
 }

@@ -106,7 +106,11 @@ func (p *parent) lead(id maps.ID, sub maps.Sub, inner netlink.Link) error {
 	if err := p.maps.PutSub(id, sub); err != nil {
 		return err
 	}
-	return p.save()
+	if err := p.save(); err != nil {
+		return err
+	}
+	p.announceAll(func(maps.Sub) bool { return true })
+	return nil
 }
 
 // putMACBack undoes lead.

@@ -92,7 +92,7 @@ func (h *Host) Monitor(ctx context.Context, spec MonitorSpec, tell func(Event) e
 		return err
 	}
 	defer closeStop()
-	h.watch = &watched{fd: fd, devices: map[device]bool{}, parents: map[int]bool{}}
+	h.watch = &watched{fd: fd, devices: map[device]*known{}, parents: map[int]bool{}}
 	defer func() { h.watch = nil }()
 	w, err := h.Watch(spec.WatchSpec)
 	if err != nil {
@@ -197,7 +197,7 @@ func (m *monitor) look() error {
 	first := m.links == nil
 	start := time.Now()
 	m.fresh = false
-	m.h.watch.devices = map[device]bool{}
+	m.h.watch.devices = map[device]*known{}
 	links, err := m.h.Links()
 	if err != nil {
 		return err
@@ -221,7 +221,7 @@ func (m *monitor) look() error {
 		if p.Rung == maps.RungKernel {
 			continue
 		}
-		m.h.seen(-1, p.Index)
+		m.h.watch.devices[device{-1, p.Index}] = &known{}
 		if m.w.parent == 0 || p.folderKey == m.w.parent && m.w.only == 0 {
 			m.parents = append(m.parents, p)
 		}

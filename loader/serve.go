@@ -6,9 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/maps"
@@ -36,21 +38,55 @@ const sizeofTcMsg = 20
 // device names a device by the id of its network namespace, -1 for the own.
 type device struct{ nsid, index int }
 
+// leg names a host leg.
+type leg struct {
+	index int
+	name  string
+}
+
+// known is what Serve knows of a device that it listens to.
+type known struct {
+	leg     leg // of an inner leg, the other end
+	running bool
+	addrs   map[netip.Addr]bool // that have come while it was listened to
+}
+
 // watched is what Serve listens to.
 type watched struct {
 	fd      int
-	devices map[device]bool // parents, and both legs of their sub-interfaces
-	parents map[int]bool    // those among them that are to tell their neighbours who they are
-	gone    map[string]bool // names of parents that are to come back
-	busy    bool            // a parent was left to a command
+	devices map[device]*known // parents, and both legs of their sub-interfaces
+	before  map[device]*known // the same, before they were collected anew; nil in the first look
+	parents map[int]bool      // those among them that are to tell their neighbours who they are
+	gone    map[string]bool   // names of parents that are to come back
+	busy    bool              // a parent was left to a command
+	repeats map[leg]repeat    // sub-interfaces that are to be announced; nil for Monitor
 }
 
-// seen notes a device that Serve is to listen to.
-func (h *Host) seen(nsid, index int) {
-	if h.watch != nil {
-		h.watch.devices[device{nsid, index}] = true
-	}
+// collect begins to note anew what is to be listened to.
+func (w *watched) collect() {
+	w.before, w.devices = w.devices, map[device]*known{}
+	w.parents, w.gone = map[int]bool{}, map[string]bool{}
 }
+
+// seen notes a device that Serve is to listen to, which is an inner leg if it has
+// another end. Such a one is announced where it is new.
+func (h *Host) seen(nsid int, dev netlink.Link, end leg) {
+	if h.watch == nil {
+		return
+	}
+	at := device{nsid, dev.Attrs().Index}
+	k := cmp.Or(h.watch.devices[at], h.watch.before[at])
+	if k == nil || k.leg != end {
+		k = &known{leg: end, running: running(dev.Attrs().RawFlags), addrs: map[netip.Addr]bool{}}
+		if h.watch.before != nil {
+			h.watch.announce(end)
+		}
+	}
+	h.watch.devices[at] = k
+}
+
+// running tells that a device sends: the flag comes after the carrier's.
+func running(flags uint32) bool { return flags&unix.IFF_UP != 0 && flags&unix.IFF_RUNNING != 0 }
 
 // expect notes what Serve is to hear of a parent.
 func (h *Host) expect(p *parent) {
@@ -62,7 +98,7 @@ func (h *Host) expect(p *parent) {
 		return
 	}
 	delete(h.watch.gone, p.rec.Name)
-	h.seen(-1, p.rec.Index)
+	h.seen(-1, p.link, leg{})
 }
 
 // Serve follows, until ctx ends, what is done to the namespace's parents and
@@ -96,7 +132,7 @@ func (h *Host) Serve(ctx context.Context, looked func(error)) error {
 		return err
 	}
 	defer closeStop()
-	h.stays, h.watch = true, &watched{fd: fd}
+	h.stays, h.watch = true, &watched{fd: fd, repeats: map[leg]repeat{}}
 	defer func() { h.stays, h.watch = false, nil }()
 	if err := h.keep(stop, looked); err != nil {
 		return err
@@ -130,10 +166,13 @@ func (h *Host) keep(stop int, looked func(error)) error {
 		look := h.sweepParents
 		if time.Since(repaired) >= every {
 			look, repaired = h.Sweep, time.Now()
-			h.watch.devices, h.watch.parents, h.watch.gone = map[device]bool{}, map[int]bool{}, map[string]bool{}
+			h.watch.collect()
 		}
 		h.watch.busy = false
 		err := look()
+		if h.watch.before == nil {
+			h.watch.before = map[device]*known{}
+		}
 		if looked != nil {
 			looked(err)
 		}
@@ -151,10 +190,22 @@ func (h *Host) keep(stop int, looked func(error)) error {
 		default:
 			complaint = ""
 		}
-		if _, done, err := h.await(stop, max(wait, time.Millisecond)); done || err != nil {
+		if done, err := h.idle(stop, time.Now().Add(max(wait, time.Millisecond))); done || err != nil {
 			return err
 		}
 	}
+}
+
+// idle waits until there is something to look at, or for as long as it may, and
+// announces meanwhile what is due.
+func (h *Host) idle(stop int, end time.Time) (done bool, err error) {
+	for fresh := false; !fresh && time.Now().Before(end); {
+		until := earlier(end, h.announceDue())
+		if fresh, done, err = h.await(stop, time.Until(until)); done || err != nil {
+			return done, err
+		}
+	}
+	return false, nil
 }
 
 // release sets up the host legs that are down for a parent that is, or is gone:
@@ -280,25 +331,33 @@ func (h *Host) concerns(m syscall.NetlinkMessage, nsid int) bool {
 			return false
 		}
 		index := int(int32(binary.NativeEndian.Uint32(m.Data[4:])))
-		known := h.watch.devices[device{nsid, index}]
+		k := h.watch.devices[device{nsid, index}]
+		if k != nil && k.starts(binary.NativeEndian.Uint32(m.Data[8:])) {
+			h.watch.announce(k.leg)
+			h.watch.parents[index] = h.watch.parents[index] || nsid < 0
+		}
 		if nsid >= 0 {
-			return known
+			return k != nil
 		}
 		attrs := m.Data[unix.SizeofIfInfomsg:]
-		if event := nested(attrs, unix.IFLA_EVENT); known && len(event) == 4 &&
+		if event := nested(attrs, unix.IFLA_EVENT); k != nil && len(event) == 4 &&
 			binary.NativeEndian.Uint32(event) == unix.IFLA_EVENT_NOTIFY_PEERS {
 			h.watch.parents[index] = true // a bond has another active port, say
 		}
 		name := unix.ByteSliceToString(nested(attrs, unix.IFLA_IFNAME))
 		_, _, leg := parseLeg(name)
-		return known || leg /* a new one's */ || h.watch.gone[name]
+		return k != nil || leg /* a new one's */ || h.watch.gone[name]
 	case unix.RTM_DELQDISC, unix.RTM_DELTFILTER: // of which ours may have been one
-		return nsid < 0 && len(m.Data) >= sizeofTcMsg && h.watch.devices[device{-1, int(int32(binary.NativeEndian.Uint32(m.Data[4:])))}]
+		return nsid < 0 && len(m.Data) >= sizeofTcMsg && h.watch.devices[device{-1, int(int32(binary.NativeEndian.Uint32(m.Data[4:])))}] != nil
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		if len(m.Data) < unix.SizeofIfAddrmsg {
 			return false
 		}
-		return nsid < 0 || h.watch.devices[device{nsid, int(binary.NativeEndian.Uint32(m.Data[4:]))}]
+		k := h.watch.devices[device{nsid, int(binary.NativeEndian.Uint32(m.Data[4:]))}]
+		if k != nil {
+			h.watch.followAddr(k, m)
+		}
+		return nsid < 0 || k != nil
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE: // of gateways
 		if nsid >= 0 || len(m.Data) < unix.SizeofRtMsg {
 			return false
@@ -306,9 +365,36 @@ func (h *Host) concerns(m syscall.NetlinkMessage, nsid int) bool {
 		attrs := m.Data[unix.SizeofRtMsg:]
 		oif := nested(attrs, unix.RTA_OIF)
 		return len(oif) == 4 && nested(attrs, unix.RTA_GATEWAY) != nil &&
-			h.watch.devices[device{-1, int(binary.NativeEndian.Uint32(oif))}]
+			h.watch.devices[device{-1, int(binary.NativeEndian.Uint32(oif))}] != nil
 	}
 	return false
+}
+
+// starts tells that a device has come up or has its carrier again.
+func (k *known) starts(flags uint32) bool {
+	was := k.running
+	k.running = running(flags)
+	return k.running && !was
+}
+
+// followAddr has an inner leg announced that has another address. Messages come also
+// when the lifetime of one that it has is changed.
+func (w *watched) followAddr(k *known, m syscall.NetlinkMessage) {
+	if k.leg == (leg{}) {
+		return
+	}
+	a, prefix, flags, err := addrOf(m.Data)
+	if err != nil || !a.IsValid() || prefix == 0 {
+		return
+	}
+	if m.Header.Type == unix.RTM_DELADDR {
+		delete(k.addrs, a)
+		return
+	}
+	if !unsettled(flags) && !k.addrs[a] {
+		k.addrs[a] = true
+		w.announce(k.leg)
+	}
 }
 
 // notified announces all addresses on a parent that was told to, as the

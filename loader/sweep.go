@@ -182,9 +182,8 @@ func (p *parent) refresh() error {
 		if err := p.save(); err != nil {
 			return err
 		}
-		if was.MAC.String() != p.rec.MAC.String() {
-			p.announceAll(func(s maps.Sub) bool { return s.Kind == maps.Ipvlan })
-		}
+		back, other := was.MTU == 0, was.MAC.String() != p.rec.MAC.String()
+		p.announceAll(func(s maps.Sub) bool { return back || other && (s.Kind == maps.Ipvlan || s.Mode == maps.Passthru) })
 	}
 	if err := p.followState(); err != nil {
 		return err
