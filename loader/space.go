@@ -9,6 +9,7 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -37,7 +38,16 @@ func (s *space) within(fn func() error) error {
 
 // enter is within for a namespace's file. The netlink library does not tell
 // when it could not come back from another namespace, so it is never asked to go.
+// Until it is back the goroutine keeps its thread, which no other may have
+// that did not come back.
 func enter(f *os.File, fn func() error) error {
+	runtime.LockOSThread()
+	astray := false
+	defer func() {
+		if !astray {
+			runtime.UnlockOSThread()
+		}
+	}()
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
 		return fmt.Errorf("open own netns: %w", err)
@@ -52,6 +62,7 @@ func enter(f *os.File, fn func() error) error {
 		back = netns.Set(netns.NsHandle(home.Fd()))
 	}
 	if back != nil {
+		astray = true
 		return errors.Join(fmt.Errorf("%w: %w", ErrAstray, back), err)
 	}
 	return err

@@ -179,3 +179,54 @@ func TestLockIsOnes(t *testing.T) {
 		t.Error("its file is left")
 	}
 }
+
+// TestEnterKeepsItsThread visits another network namespace in goroutines that may be
+// moved to another thread whenever they wait.
+func TestEnterKeepsItsThread(t *testing.T) {
+	there, err := os.Open(lab.NewNetns(t, "there").Path())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer there.Close()
+	const own = "/proc/thread-self/ns/net"
+	home, err := os.Readlink(own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	visit := func() error {
+		var in string
+		err := enter(there, func() (err error) {
+			time.Sleep(time.Microsecond)
+			in, err = os.Readlink(own)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if in == home {
+			return errors.New("it has not gone")
+		}
+		back, err := os.Readlink(own)
+		if err == nil && back != home {
+			err = errors.New("it has not come back")
+		}
+		return err
+	}
+	errs := make(chan error)
+	for range 8 {
+		go func() {
+			var err error
+			for range 500 {
+				if err = visit(); err != nil {
+					break
+				}
+			}
+			errs <- err
+		}()
+	}
+	for range 8 {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+}
