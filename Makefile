@@ -14,7 +14,7 @@ NEED_GO       := go:golang-go
 NEED_GENERATE := clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_helpers.h:libbpf-dev
 NEED_LINT     := clang-format-19:clang-format-19
 NEED_DEMO     := ip:iproute2 ping:iputils-ping
-NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
+NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux nsenter:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
                  mandoc:mandoc systemd-analyze:systemd fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion \
                  $(NEED_GENERATE) dockerd:docker.io /var/lib/dpkg/info/busybox-static.list:busybox-static \
                  /usr/lib/cni/host-local:containernetworking-plugins dnsmasq:dnsmasq-base podman:podman runc:runc
@@ -167,6 +167,14 @@ bench-count: count-tools ## count the instructions a frame takes, in a virtual m
 .PHONY: check-count
 check-count: count-tools ## fail where a frame takes over 2 % more instructions than bench/baseline.json says
 	$(COUNT) -short -baseline bench/baseline.json
+
+PODMAN ?= podman
+IMAGE  ?= xvlan
+
+.PHONY: image
+image: build ## build the container image IMAGE, xvlan by default, of the programs compiled here
+	$(call need,podman:podman)
+	$(PODMAN) build --target prebuilt -t $(IMAGE) -f Containerfile .
 
 .PHONY: generate
 generate: ## compile the BPF programs and make their Go names

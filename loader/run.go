@@ -103,6 +103,15 @@ func ensureLocks() error {
 	return nil
 }
 
+// Mount mounts the bpf file system where it is missing, which otherwise comes with
+// the first parent that is attached. ErrTransient says that it would not last.
+func Mount() error {
+	if err := ensureLocks(); err != nil {
+		return err
+	}
+	return ensureFS()
+}
+
 // ensureFS mounts the bpf file system where it is missing.
 func ensureFS() error {
 	if ok, err := mounted(); ok || err != nil {
