@@ -440,17 +440,17 @@ func (h *Host) lockParent(name string) (netlink.Link, func(), error) {
 	if err := h.sweepDead(); err != nil {
 		return nil, nil, err
 	}
-	f, _, err := h.folderOf(l.Attrs().Index)
-	if err != nil {
-		return nil, nil, err
-	}
 	for {
-		unlock, err := lockFile(f.String())
+		was, err := h.settle(l)
+		if err != nil {
+			return nil, nil, err
+		}
+		unlock, err := lockFile(was.String())
 		if err != nil {
 			return nil, nil, err
 		}
 		// It may have been changed, or removed, while the lock was waited for.
-		was := f
+		f := was
 		if l, err = h.parentLink(name); err == nil {
 			f, _, err = h.folderOf(l.Attrs().Index)
 		}

@@ -174,6 +174,44 @@ func (p *parent) locate() (err error) {
 	return p.regain()
 }
 
+// settle is folderOf, but where nothing is attached to the device, a parent that has
+// lost its own of that name takes it first. Whoever works on that parent is waited for:
+// the device would become a second parent meanwhile, and the first one's
+// sub-interfaces lie dead for as long as that lasts.
+func (h *Host) settle(l netlink.Link) (folder, error) {
+	f, taken, err := h.folderOf(l.Attrs().Index)
+	if taken || err != nil {
+		return f, err
+	}
+	all, err := folders()
+	if err != nil {
+		return f, err
+	}
+	for _, other := range all {
+		if other.cookie != h.cookie {
+			continue
+		}
+		rec, there, err := other.record()
+		if err != nil {
+			return f, err
+		}
+		if !there || rec.Name != l.Attrs().Name {
+			continue
+		}
+		unlock, err := lockFile(other.String())
+		if err != nil {
+			return f, err
+		}
+		err = h.reconsider(other)
+		unlock()
+		if err != nil {
+			return f, err
+		}
+	}
+	f, _, err = h.folderOf(l.Attrs().Index)
+	return f, err
+}
+
 // lose writes down that the device is gone. What sub-interfaces send is dropped from
 // now on.
 func (p *parent) lose() error {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -155,6 +157,55 @@ func TestParentDeletedServed(t *testing.T) {
 		lab.Eventually(t, "the parent is known to be gone", func() bool { return s.parents(t)[0].Gone() })
 		s.do(t, func(h *Host) error { return h.Detach(parentDev) })
 		s.checkGone(t)
+	})
+}
+
+// TestParentBusy adds to a parent that has come back while another command works on it
+// and has not seen that yet: it is waited for, and the device becomes no second parent.
+func TestParentBusy(t *testing.T) {
+	onRungs(t, []rungCase{onTCX, onClsact}, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		e, more := s.sub(t, "mac1"), s.sub(t, "mac2")
+		s.addAtOnce(t, e, e.ip4, e.ip6)
+		f, _, err := s.h.folderOf(s.host.index(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lock := f.String()
+		again := s.deleteParent(t)
+		s.sweep(t)
+		unlock, err := lockFile(lock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { unlock() }()
+		var held unix.Stat_t
+		if err := unix.Stat(filepath.Join(lockDir, lock), &held); err != nil {
+			t.Fatal(err)
+		}
+		again()
+		spec := s.spec(more)
+		spec.Netns, spec.Up, spec.Addrs = more.ns.Name(), true, []netip.Prefix{more.ip4, more.ip6}
+		done := make(chan error, 1)
+		go func() { done <- s.try(t, func(h *Host) error { return h.Add(spec) }) }()
+		lab.Eventually(t, "the lock is waited for", func() bool {
+			locks, err := os.ReadFile("/proc/locks")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(done) > 0 || slices.ContainsFunc(strings.Split(string(locks), "\n"), func(line string) bool {
+				return strings.Contains(line, "-> FLOCK") && strings.Contains(line, fmt.Sprintf(":%d ", held.Ino))
+			})
+		})
+		unlock()
+		unlock = func() {}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if all := s.parents(t); len(all) != 1 || all[0].Gone() || all[0].Links != 2 {
+			t.Errorf("parents are %+v", all)
+		}
+		s.talk(t, e, more)
 	})
 }
 

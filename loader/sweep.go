@@ -39,20 +39,24 @@ func (h *Host) sweepParents() error {
 // sweepDead is sweepParents for those that are gone, or have come back: what every
 // command owes those that it does not act on.
 func (h *Host) sweepDead() error {
-	return h.sweep(func(f folder) error {
-		rec, err := maps.ReadParent(f.path())
-		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, maps.ErrSchema) {
-			return nil // detached, or whoever acts on it says so
-		}
-		if err != nil {
-			return err
-		}
-		l, err := h.parentDevice(f, f.path(), rec)
-		if err != nil || l == nil && rec.Index == 0 || l != nil && l.Attrs().Index == rec.Index {
-			return err
-		}
-		return h.located(f, (*parent).refresh)
-	})
+	return h.sweep(h.reconsider)
+}
+
+// reconsider has a parent of which the device is gone, or has come back, know it. The
+// caller holds the lock.
+func (h *Host) reconsider(f folder) error {
+	rec, err := maps.ReadParent(f.path())
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, maps.ErrSchema) {
+		return nil // detached, or whoever acts on it says so
+	}
+	if err != nil {
+		return err
+	}
+	l, err := h.parentDevice(f, f.path(), rec)
+	if err != nil || l == nil && rec.Index == 0 || l != nil && l.Attrs().Index == rec.Index {
+		return err
+	}
+	return h.located(f, (*parent).refresh)
 }
 
 // eachAttached is sweep with each parent opened and located.
