@@ -182,7 +182,7 @@ __noinline __u64 who4(__u32 addr)
 	if (!d)
 		return NOBODY;
 	who = WHO(d->id, d->gen);
-	if (may_copy(version))
+	if (may_copy(version) && !(d->flags & DEST_AWAITED))
 		keep4(b, mark_of(version), addr, who);
 	return who;
 }

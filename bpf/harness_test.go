@@ -58,8 +58,9 @@ type world struct {
 	subs   map[uint32]bpf.XvlanSub
 	dests  []entry // what stands in by_ip4 and by_ip6 at first
 
-	sources map[uint32][]mac // lists of those in source mode
-	outside []uint32         // those that get nothing group-addressed
+	rings   map[uint32]bpf.XvlanRing // what they have learned, and asked, at first
+	sources map[uint32][]mac         // lists of those in source mode
+	outside []uint32                 // those that get nothing group-addressed
 
 	crowded bool // every slot is shared
 	seen    bool // the slots of addresses have all that stands in the hash maps
@@ -249,7 +250,7 @@ func (w *world) enter(tb testing.TB) {
 	for id := range w.meta.Capacity + 1 {
 		sub := plain(w.subs[id])
 		w.set(tb, bpf.MapSubs, id, sub)
-		w.put(tb, bpf.XvlanMapLearned, id, bpf.XvlanRing{})
+		w.put(tb, bpf.XvlanMapLearned, id, w.rings[id])
 		if sub.Leg == 0 {
 			continue
 		}

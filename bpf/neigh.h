@@ -66,6 +66,13 @@ static __always_inline bool take(struct __sk_buff *skb, void *map, const void *k
 	return false;
 }
 
+/* Whether an address may be somebody's: not this network, loopback, a group or
+ * reserved, RFC 6890. */
+static __always_inline bool is_host_ip4(__u32 host)
+{
+	return host >> 24 && host >> 24 != 127 && host >> 28 < 14;
+}
+
 /* Each learned address takes the ring's next slot and the one found there is
  * forgotten, unless it was learned twice and has a later slot: no sub-interface
  * holds more than LEARN_SLOTS of each family, and one that goes through many
@@ -75,12 +82,10 @@ static __always_inline void learn4(struct __sk_buff *skb, const struct sub *sub,
 {
 	struct ip4_key key = {.vlan = sub->vlan}, old = key;
 	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
-	__u32 host, slot;
+	__u32 slot;
 
 	__builtin_memcpy(&key.addr_be, addr, sizeof(key.addr_be));
-	host = bpf_ntohl(key.addr_be);
-	/* Not this network, loopback, a group or reserved: RFC 6890. */
-	if (!ring || !(host >> 24) || host >> 24 == 127 || host >> 28 >= 14)
+	if (!ring || !is_host_ip4(bpf_ntohl(key.addr_be)))
 		return;
 	if (!take(skb, &by_ip4, &key, version4(&key), sub, id))
 		return;
@@ -121,7 +126,7 @@ static __always_inline void yield(void *map, const void *key, __u32 *version)
 {
 	struct dest *d = bpf_map_lookup_elem(map, key);
 
-	if (!d || !(d->flags & DEST_LEARNED))
+	if (!d || !(d->flags & (DEST_LEARNED | DEST_LEASED)) || is_sure(d))
 		return;
 	note(STEP_YIELD, d->id, 0);
 	if (!DRY_RUN)

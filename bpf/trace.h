@@ -31,6 +31,7 @@ enum step_kind {
 	STEP_NEIGH,    /* out of the device value, to the next hop of a route */
 	STEP_PORT,     /* by XDP to the driver at the other end of id's leg */
 	STEP_ROUTE,    /* a route was looked up; value: what bpf_fib_lookup returned */
+	STEP_ASKER,    /* whose DHCP client a reply is for by chaddr; value: type of message */
 	STEP_MAX,
 };
 

@@ -44,7 +44,8 @@ const (
 	TraceStepKindSTEP_NEIGH       TraceStepKind = 19
 	TraceStepKindSTEP_PORT        TraceStepKind = 20
 	TraceStepKindSTEP_ROUTE       TraceStepKind = 21
-	TraceStepKindSTEP_MAX         TraceStepKind = 22
+	TraceStepKindSTEP_ASKER       TraceStepKind = 22
+	TraceStepKindSTEP_MAX         TraceStepKind = 23
 )
 
 type TraceSteps struct {

@@ -57,6 +57,8 @@ const volatile __u32 id_mask = 0;
 /* Set by the loader: this machine keeps the order of its reads, as amd64 does. */
 const volatile bool in_order = false;
 
+#define NSEC_PER_SEC 1000000000
+
 /* ---- parse ---- */
 
 struct frame {
@@ -404,9 +406,16 @@ static __always_inline bool is_routed(const struct sub *sub)
 	return sub->mode >= MODE_L3;
 }
 
+/* Whether an entry stands whoever else claims the address. */
+static __always_inline bool is_sure(const struct dest *d)
+{
+	return d->flags & DEST_GIVEN ||
+	       (d->flags & DEST_LEASED && d->until > bpf_ktime_get_boot_ns() / NSEC_PER_SEC);
+}
+
 /* The one sub-interface that a group-addressed ARP or ND question is for, so
- * that the others need not be woken. Only given addresses: were learned ones
- * taken, whoever claimed the gateway's would capture everybody's questions.
+ * that the others need not be woken. Only given and leased addresses: were learned
+ * ones taken, whoever claimed the gateway's would capture everybody's questions.
  * Gratuitous ARP is an announcement, for all. A routed one would not answer;
  * the host may be set up to do so for it. */
 static __always_inline struct sub *asked(struct frame *f, __u32 *id)
@@ -427,7 +436,7 @@ static __always_inline struct sub *asked(struct frame *f, __u32 *id)
 		if (nd && nd->type == ND_NEIGHBOR_SOLICIT)
 			d = dest_by_ip6(f->vlan, nd->target);
 	}
-	sub = d && d->flags & DEST_GIVEN ? owner(d, id) : NULL;
+	sub = d && is_sure(d) ? owner(d, id) : NULL;
 	return sub && !is_routed(sub) ? sub : NULL;
 }
 
@@ -733,6 +742,7 @@ static __always_inline bool copy_to(struct frame *f, __u32 classes, __u32 except
 /* ---- police: what a sub-interface may send and say of itself ---- */
 
 #include "neigh.h" /* learn4, learn6, yield_to_wire, arp_out, nd_out */
+#include "dhcp.h"  /* is_bootp, dhcp_ask, asker */
 
 /* The wire sees only the parent's MAC of an IP-keyed sub-interface. */
 static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub, __u32 id)
@@ -740,6 +750,11 @@ static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub,
 	if (bpf_skb_store_bytes(f->skb, ETH_ALEN, meta.mac, ETH_ALEN, 0))
 		return false;
 	reload(f);
+	if (!(sub->flags & SUB_NO_DHCP) && !is_routed(sub) &&
+	    is_bootp(f, BOOTP_CLIENT, BOOTP_SERVER)) {
+		dhcp_ask(f->skb, id, f->l3);
+		reload(f);
+	}
 	if (f->proto_be == bpf_htons(ETH_P_ARP) && !arp_out(f, sub, id))
 		return false;
 	if (f->proto_be == bpf_htons(ETH_P_IPV6) && !nd_out(f, sub, id))
@@ -847,6 +862,8 @@ static __always_inline int redirect_xdp(struct xdp_md *ctx, struct frame *f, con
 
 	if (!(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) || f->data + ETH_ALEN > f->end)
 		return XDP_PASS;
+	if (sub->kind == KIND_IPVLAN && is_bootp(f, BOOTP_SERVER, BOOTP_CLIENT))
+		return XDP_PASS; /* xvlan_rx looks at what it says */
 	action = bpf_redirect_map(&ports, id, XDP_PASS);
 	if (action != XDP_REDIRECT)
 		return action;
@@ -943,8 +960,12 @@ static __always_inline int rx_group(struct frame *f, struct size size)
 	if (is_pause(f))
 		return pass(f->skb, size);
 	classes = receivers(f, from, &others);
-	if (others)
+	if (others) {
 		yield_to_wire(f);
+		sub = asker(f, &id);
+		if (sub)
+			return deliver_group(f->skb, sub, id, size);
+	}
 	sub = asked(f, &id);
 	if (sub && sub->class & classes && id != from_id)
 		return deliver_group(f->skb, sub, id, size);
@@ -965,10 +986,10 @@ static __always_inline bool accepts(struct frame *f, const struct sub *sub, __u3
 
 static __noinline int rx_whole(struct __sk_buff *skb)
 {
-	__u32 id = 0;
+	__u32 id = 0, client_id = 0;
 	struct frame f;
 	struct size size;
-	struct sub *sub;
+	struct sub *sub, *client;
 	bool unknown;
 
 	if (!parse_skb(skb, &f))
@@ -984,6 +1005,9 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (is_group(&f))
 		return rx_group(&f, size);
 	sub = lookup(&f, &id, &unknown);
+	client = unknown ? NULL : asker(&f, &client_id);
+	if (client)
+		return deliver(skb, client, client_id, size, FROM_WIRE);
 	if (sub && !(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) && !accepts(&f, sub, id)) {
 		if (sub->class == CLASS_PRIVATE)
 			return drop(skb, id, VERDICT_DROP_RETURNED, size);

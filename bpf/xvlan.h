@@ -13,9 +13,10 @@
  * loader never writes into maps that another version's programs read. What older
  * maps hold is carried over by the names of types and fields, see convert() in
  * package maps: so what changes its meaning takes another name, and what is an
- * index or a bit (verdicts, flags) stays at its place. 6 is 5 with SUB_NETKIT,
- * which programs for 5 do not heed; all else is laid out as it was. */
-#define XVLAN_SCHEMA 6
+ * index or a bit (verdicts, flags) stays at its place. 7 is 6 with leases: a
+ * time in struct dest, two fields of struct ring, two flags of addresses and
+ * SUB_NO_DHCP. */
+#define XVLAN_SCHEMA 7
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -107,6 +108,7 @@ enum sub_flag {
 	SUB_PLAIN = 8,	   /* active, bridge or vepa, and gets by its MAC all that has no tag */
 	SUB_PLAIN_IP = 16, /* the same by its addresses */
 	SUB_NETKIT = 32,   /* its legs are a netkit pair: xvlan_tx runs on the inner one's egress */
+	SUB_NO_DHCP = 64,  /* IP-keyed: its DHCP is none of ours */
 };
 
 enum dest_flag {
@@ -114,6 +116,9 @@ enum dest_flag {
 	DEST_LEARNED = 2,  /* taught by the sub-interface's own ARP or ND, or l3's packets */
 	DEST_RESERVED = 4, /* the host's or a gateway's: never anybody's, id is 0 */
 	DEST_GATEWAY = 8,  /* with DEST_RESERVED: a gateway's, so not here but behind the parent */
+	DEST_LEASED = 16,  /* acknowledged by a DHCP server on the wire: until then as given, from
+			      then on as learned */
+	DEST_AWAITED = 32, /* with DEST_LEASED: renewal was asked for, so no copies: see dhcp.h */
 };
 
 enum policy {
@@ -165,6 +170,7 @@ struct dest {
 	__u32 id;
 	__u32 gen;
 	enum dest_flag flags;
+	__u32 until; /* of DEST_LEASED: in seconds since boot, all ones for ever */
 };
 
 /* Copies of entries of by_ip4, in one cache line; see addr.h. */
@@ -246,10 +252,12 @@ struct carried {
 	struct sub_stats stats;
 };
 
-/* Addresses learned for one sub-interface, a ring a family. */
+/* Addresses learned for one sub-interface, a ring a family, and its DHCP client. */
 struct ring {
 	__u32 next4;
 	__u32 next6;
+	__be32 xid_be;	  /* of what the client has last asked */
+	__be32 leased_be; /* the one address that it has by lease, 0 for none */
 	__be32 ip4_be[LEARN_SLOTS];
 	__u8 ip6[LEARN_SLOTS][16];
 };

@@ -31,6 +31,7 @@ type XvlanDest struct {
 	Id    uint32
 	Gen   uint32
 	Flags XvlanDestFlag
+	Until uint32
 }
 
 type XvlanDestFlag uint32
@@ -40,6 +41,8 @@ const (
 	XvlanDestFlagDEST_LEARNED  XvlanDestFlag = 2
 	XvlanDestFlagDEST_RESERVED XvlanDestFlag = 4
 	XvlanDestFlagDEST_GATEWAY  XvlanDestFlag = 8
+	XvlanDestFlagDEST_LEASED   XvlanDestFlag = 16
+	XvlanDestFlagDEST_AWAITED  XvlanDestFlag = 32
 )
 
 type XvlanFound uint32
@@ -125,11 +128,13 @@ const (
 )
 
 type XvlanRing struct {
-	_     structs.HostLayout
-	Next4 uint32
-	Next6 uint32
-	Ip4Be [8]uint32
-	Ip6   [8][16]uint8
+	_        structs.HostLayout
+	Next4    uint32
+	Next6    uint32
+	XidBe    uint32
+	LeasedBe uint32
+	Ip4Be    [8]uint32
+	Ip6      [8][16]uint8
 }
 
 type XvlanRung uint32
@@ -195,6 +200,7 @@ const (
 	XvlanSubFlagSUB_PLAIN     XvlanSubFlag = 8
 	XvlanSubFlagSUB_PLAIN_IP  XvlanSubFlag = 16
 	XvlanSubFlagSUB_NETKIT    XvlanSubFlag = 32
+	XvlanSubFlagSUB_NO_DHCP   XvlanSubFlag = 64
 )
 
 type XvlanSubKind uint32

@@ -200,16 +200,18 @@ func TestDHCP(t *testing.T) {
 		_, err := os.Stat(socket)
 		return err == nil && strings.Contains(lab.OutputOf(server), "DHCP, IP range")
 	})
-	c := w.net("net", "ipam", object{"type": "dhcp", "daemonSocketPath": socket})
-	addr := w.attach(t, c, a)
-	if !strings.HasPrefix(addr, "10.88.0.1") {
-		t.Errorf("the address is %s", addr)
+	for i, kind := range []string{"macvlan", "ipvlan"} {
+		c := w.net("net", "kind", kind, "ipam", object{"type": "dhcp", "daemonSocketPath": socket})
+		addr := w.attach(t, c, a)
+		if !strings.HasPrefix(addr, "10.88.0.1") {
+			t.Errorf("%s: the address is %s", kind, addr)
+		}
+		ping(t, a, wireAddr)
+		if err := w.check(t, c, a); err != nil {
+			t.Errorf("%s: CHECK: %v", kind, err)
+		}
+		w.detach(t, c, a)
+		lab.Eventually(t, "the lease is given back", func() bool { return strings.Count(lab.OutputOf(server), "DHCPRELEASE") > i })
 	}
-	ping(t, a, wireAddr)
-	if err := w.check(t, c, a); err != nil {
-		t.Errorf("CHECK: %v", err)
-	}
-	w.detach(t, c, a)
-	lab.Eventually(t, "the lease is given back", func() bool { return strings.Contains(lab.OutputOf(server), "DHCPRELEASE") })
 	w.clean(t)
 }

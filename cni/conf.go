@@ -33,6 +33,7 @@ type conf struct {
 	Datapath        string   `json:"datapath"`
 	Delivery        string   `json:"delivery"`
 	Leg             string   `json:"leg"`
+	DHCP            string   `json:"dhcp"`
 
 	RuntimeConfig struct { // what the runtime adds for declared capabilities
 		MAC       string          `json:"mac"`
@@ -84,11 +85,15 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 		Name: args.IfName, Netns: args.Netns, Owner: c.owner, MTU: c.MTU, Kind: kinds[c.Kind], Port: c.Delivery == "xdp", Netkit: c.Leg == "netkit",
 	}
 	for _, word := range []struct{ key, value, one, other string }{
-		{"kind", c.Kind, "macvlan", "ipvlan"}, {"delivery", c.Delivery, "auto", "xdp"}, {"leg", c.Leg, "veth", "netkit"},
+		{"kind", c.Kind, "macvlan", "ipvlan"}, {"delivery", c.Delivery, "auto", "xdp"}, {"leg", c.Leg, "veth", "netkit"}, {"dhcp", c.DHCP, "on", "off"},
 	} {
 		if word.value != "" && word.value != word.one && word.value != word.other {
 			return spec, invalid("%s: %q: not known; %s and %s are", word.key, word.value, word.one, word.other)
 		}
+	}
+	if c.DHCP != "" {
+		on := c.DHCP == "on"
+		spec.DHCP = &on
 	}
 	if bandwidth := string(c.RuntimeConfig.Bandwidth); bandwidth != "" && bandwidth != "null" {
 		return spec, types.NewError(types.ErrUnsupportedField, fmt.Sprintf("runtimeConfig.bandwidth: %s: nothing here limits rates; "+

@@ -16,6 +16,8 @@ import (
 // differ.
 var debianPackages = map[string]string{
 	"bridge":             "iproute2",
+	"dhclient":           "isc-dhcp-client",
+	"dhcpcd":             "dhcpcd-base",
 	"dnsmasq":            "dnsmasq-base",
 	"docker":             "docker.io",
 	"dockerd":            "docker.io",

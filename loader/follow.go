@@ -26,9 +26,13 @@ func (p *parent) follow() error {
 	if err != nil {
 		return err
 	}
+	now, err := maps.UptimeNow()
+	if err != nil {
+		return err
+	}
 	learned := map[maps.ID][]netip.Addr{}
 	for _, a := range known {
-		if a.Origin == maps.Learned {
+		if a.Origin == maps.Learned || a.Origin == maps.Leased && a.Until <= now {
 			learned[a.ID] = append(learned[a.ID], a.Addr)
 		}
 	}

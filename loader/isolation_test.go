@@ -195,13 +195,13 @@ func (e *end) advertise(t *testing.T, prefix netip.Prefix) {
 // addrsIn are the addresses of an end's device in a prefix.
 func (e *end) addrsIn(t *testing.T, prefix netip.Prefix) []netlink.Addr {
 	t.Helper()
-	addrs, err := whole(func() ([]netlink.Addr, error) { return e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_V6) })
+	addrs, err := whole(func() ([]netlink.Addr, error) { return e.ns.Handle().AddrList(e.ns.Link(t, e.dev), netlink.FAMILY_ALL) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	return slices.DeleteFunc(addrs, func(a netlink.Addr) bool {
 		ip, _ := netip.AddrFromSlice(a.IP)
-		return !prefix.Contains(ip)
+		return !prefix.Contains(ip.Unmap())
 	})
 }
 

@@ -349,7 +349,7 @@ func TestServeUnnamed(t *testing.T) {
 		})
 		lab.Eventually(t, "the datapath has the new address", func() bool {
 			return slices.ContainsFunc(links(), func(l Link) bool {
-				return l.Name == ip.dev && l.Place == maps.Away && slices.Contains(l.Addrs, LinkAddr{a.Addr(), maps.Learned})
+				return l.Name == ip.dev && l.Place == maps.Away && slices.Contains(l.Addrs, LinkAddr{Addr: a.Addr(), Origin: maps.Learned})
 			})
 		})
 		s.wire.ping(t, mac.ip4.Addr())

@@ -41,6 +41,7 @@ type Link struct {
 	Leg       string  // host leg, "" on the kernel rung
 	Owner     string  // as LinkSpec has it
 	Netkit    bool    // its legs are a netkit pair, not veth
+	NoDHCP    bool    // of an ipvlan: its DHCP clients are not helped
 	Place     maps.Place
 	Addrs     []LinkAddr // known to the datapath
 	Stats     maps.Stats // on the kernel rung RX, TX and no reasons
@@ -53,6 +54,7 @@ type Link struct {
 type LinkAddr struct {
 	Addr   netip.Addr
 	Origin maps.Origin
+	Until  maps.Uptime // of a leased one
 }
 
 // ParentInfo is an attached parent as it stands.
@@ -233,9 +235,16 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 		defer h.forgetDevices()
 	}
 	byID := map[maps.ID][]LinkAddr{}
+	now, err := maps.UptimeNow()
+	if err != nil {
+		return nil, err
+	}
 	for _, a := range addrs {
+		if a.Origin == maps.Leased && a.Until <= now {
+			a.Origin, a.Until = maps.Learned, 0 // as which it counts
+		}
 		if a.Origin != maps.Reserved && subs[a.ID].Gen == a.Gen {
-			byID[a.ID] = append(byID[a.ID], LinkAddr{a.Addr, a.Origin})
+			byID[a.ID] = append(byID[a.ID], LinkAddr{a.Addr, a.Origin, a.Until})
 		}
 	}
 	var all []Link
@@ -246,7 +255,7 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 		}
 		l := Link{
 			Parent: rec.Name, Orphan: rec.Index == 0, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
-			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
+			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, NoDHCP: s.NoDHCP, Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
 		}
 		if s.Kind == maps.Ipvlan {
 			l.WireMAC = rec.MAC

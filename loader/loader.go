@@ -111,8 +111,9 @@ type LinkSpec struct {
 	MTU       int              // 0: the parent's
 	Netns     string           // "", a name under /run/netns, a path, or a process ID
 	Up        bool
-	Port      bool // unicast is to pass an XDP program on the device: see ports.go
-	Netkit    bool // its legs are a netkit pair instead of veth (Linux 6.8)
+	Port      bool  // unicast is to pass an XDP program on the device: see ports.go
+	Netkit    bool  // its legs are a netkit pair instead of veth (Linux 6.8)
+	DHCP      *bool // of an ipvlan: whether its DHCP clients are helped; nil: in mode l2
 	Datapath  Datapath
 	Owner     string // for whom it is made, to be found by; see owner.go
 }
@@ -195,11 +196,29 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 	if err := checkOwner(s.Owner); err != nil {
 		return err
 	}
+	if err := checkDHCP(s.DHCP, s.Mode); err != nil {
+		return err
+	}
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
 		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)
 	}
 	return checkAddrs(s.Addrs)
 }
+
+// checkDHCP refuses to help where DHCP does not pass, or needs no help.
+func checkDHCP(on *bool, mode maps.Mode) error {
+	switch {
+	case on == nil || mode == maps.L2:
+		return nil
+	case !mode.IsIpvlan():
+		return fmt.Errorf("dhcp: %w: it is for ipvlans, and a macvlan has a MAC of its own; leave it out", ErrUnsupported)
+	case *on:
+		return fmt.Errorf("dhcp on: %w: mode %s carries no broadcasts, which DHCP needs; use mode l2", ErrUnsupported, mode)
+	}
+	return nil
+}
+
+var errKernelDHCP = fmt.Errorf("dhcp on: %w: on the kernel rung clients of ipvlans have one MAC, and servers tell them apart by client-id only; leave it out, or ask for datapath tc", ErrUnsupported)
 
 // checkAddrs refuses what cannot be given.
 func checkAddrs(addrs []netip.Prefix) error {

@@ -16,6 +16,7 @@ type ModeChange struct {
 	Flag   maps.Class  // of an ipvlan; 0: stays
 	Source *SourceEdit // nil: stays
 	Queue  Queue       // of a macvlan
+	DHCP   *bool       // of an ipvlan; nil: stays
 }
 
 // SourceEdit changes the list of a macvlan in source mode.
@@ -44,6 +45,9 @@ func (c *ModeChange) check(kind maps.Kind, mode maps.Mode) error {
 	}
 	if mode.IsIpvlan() != (kind == maps.Ipvlan) || c.Flag != 0 && kind != maps.Ipvlan {
 		return fmt.Errorf("type: %w: this is %s", ErrInvalid, kind)
+	}
+	if err := checkDHCP(c.DHCP, mode); err != nil {
+		return err
 	}
 	if err := c.Queue.checkKind(kind); err != nil || c.Source == nil {
 		return err
@@ -77,6 +81,9 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 		flag = sub.Class
 	}
 	sub.Class = classOf(sub.Mode, flag)
+	if c.DHCP != nil {
+		sub.NoDHCP = !*c.DHCP
+	}
 	if sub.Kind == maps.Ipvlan {
 		sub.Place = placeOf(sub, l.Netns != "")
 	}
@@ -158,6 +165,9 @@ func (h *Host) setKernelMode(k kernelLink, c ModeChange) error {
 	}
 	if err := c.check(l.Kind, l.Mode); err != nil {
 		return err
+	}
+	if c.DHCP != nil && *c.DHCP {
+		return errKernelDHCP
 	}
 	s, err := k.open()
 	if err != nil {

@@ -320,7 +320,7 @@ func (p *parent) followRoutes() error {
 		l := Link{}
 		for _, a := range known {
 			if a.ID == maps.ID(i) && a.Gen == s.Gen {
-				l.Addrs = append(l.Addrs, LinkAddr{a.Addr, a.Origin})
+				l.Addrs = append(l.Addrs, LinkAddr{a.Addr, a.Origin, a.Until})
 			}
 		}
 		err := p.h.syncRoutes(s.Leg, p.addrsOf(l))

@@ -188,7 +188,7 @@ func (p *parent) ungive(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 		if was < 0 {
 			errs = append(errs, p.maps.DeleteAddr(0, a.Addr()))
 		} else {
-			errs = append(errs, p.maps.ReplaceAddr(0, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: l.Addrs[was].Origin}))
+			errs = append(errs, p.maps.ReplaceAddr(0, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: l.Addrs[was].Origin, Until: l.Addrs[was].Until}))
 		}
 	}
 	return errors.Join(errs...)

@@ -43,6 +43,9 @@ func (h *Host) Spec(l Link) (LinkSpec, error) {
 	if l.Kind == maps.Ipvlan {
 		spec.Flag = l.Class
 	}
+	if l.NoDHCP {
+		spec.DHCP = new(bool)
+	}
 	if l.Rung.Asked() {
 		spec.Datapath = Datapath(l.Rung.String())
 	}
@@ -54,7 +57,7 @@ func (h *Host) Spec(l Link) (LinkSpec, error) {
 		return spec, err
 	}
 	for p, flags := range has {
-		given := slices.Contains(l.Addrs, LinkAddr{p.Addr(), maps.Given})
+		given := slices.Contains(l.Addrs, LinkAddr{Addr: p.Addr(), Origin: maps.Given})
 		if l.ID == 0 {
 			given = flags&unix.IFA_F_PERMANENT != 0 && !p.Addr().IsLinkLocalUnicast()
 		}

@@ -94,6 +94,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	}
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
 	sub.NoDst, sub.Netkit = spec.Source.NoDst, spec.Netkit
+	sub.NoDHCP = spec.DHCP != nil && !*spec.DHCP
 	if spec.Port {
 		sub.Place = maps.Port
 	}

@@ -282,6 +282,11 @@ func (t *tracer) explain(s bpf.TraceStep) TraceStep {
 		if s.Id == 0 {
 			step.Sub = t.rec.Name
 		}
+	case bpf.TraceStepKindSTEP_ASKER:
+		step.Text = "a DHCP server's reply, to a client that is none of these"
+		if id != 0 {
+			step.Text = "a DHCP server's reply to its client"
+		}
 	case bpf.TraceStepKindSTEP_COPY:
 		step.Sub = t.name(t.legs[s.Value])
 		step.Text = "a copy"
@@ -370,4 +375,5 @@ var stepNames = map[bpf.TraceStepKind]string{
 	bpf.TraceStepKindSTEP_VERDICT:     "verdict",
 	bpf.TraceStepKindSTEP_COPY:        "copy",
 	bpf.TraceStepKindSTEP_ROUTE:       "route",
+	bpf.TraceStepKindSTEP_ASKER:       "dhcp",
 }

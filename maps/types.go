@@ -3,8 +3,11 @@ package maps
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"net"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/bpf"
 )
@@ -142,6 +145,7 @@ const (
 	Given    = Origin(bpf.XvlanDestFlagDEST_GIVEN)    // by the administrator
 	Learned  = Origin(bpf.XvlanDestFlagDEST_LEARNED)  // from what the owner says of itself
 	Reserved = Origin(bpf.XvlanDestFlagDEST_RESERVED) // the host's or a gateway's
+	Leased   = Origin(bpf.XvlanDestFlagDEST_LEASED)   // by a DHCP server on the wire
 )
 
 func (o Origin) String() string {
@@ -152,6 +156,8 @@ func (o Origin) String() string {
 		return "learned"
 	case Reserved:
 		return "reserved"
+	case Leased:
+		return "leased"
 	}
 	return fmt.Sprintf("origin %d", uint32(o))
 }
@@ -266,6 +272,7 @@ type Sub struct {
 	NoDst    bool // source mode: what its list matches is for nobody else
 	Promisc  bool // passthru: the parent was made promiscuous for it
 	Netkit   bool // its legs are a netkit pair, not veth
+	NoDHCP   bool // of an ipvlan: its DHCP is left as it is
 	MAC      net.HardwareAddr
 	VLAN     uint16
 	Name     string // of the inner leg when it was made
@@ -301,6 +308,9 @@ func (s *Sub) toC() bpf.XvlanSub {
 	if s.Netkit {
 		c.Flags |= bpf.XvlanSubFlagSUB_NETKIT
 	}
+	if s.NoDHCP {
+		c.Flags |= bpf.XvlanSubFlagSUB_NO_DHCP
+	}
 	c.Flags |= s.plain()
 	copy(c.Mac[:], s.MAC)
 	copy(c.Name[:], s.Name)
@@ -332,6 +342,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		NoDst:    c.Flags&bpf.XvlanSubFlagSUB_NODST != 0,
 		Promisc:  c.Flags&bpf.XvlanSubFlagSUB_PROMISC != 0,
 		Netkit:   c.Flags&bpf.XvlanSubFlagSUB_NETKIT != 0,
+		NoDHCP:   c.Flags&bpf.XvlanSubFlagSUB_NO_DHCP != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
 		VLAN:     c.Vlan,
@@ -444,10 +455,27 @@ type Dest struct {
 	Gen     uint32
 	Origin  Origin
 	Gateway bool // of a reserved address: it is not the host's own
+	Until   Uptime
+}
+
+// Uptime is when a lease ends, in seconds since boot, those of suspension too; 0 of
+// what is not leased.
+type Uptime uint32
+
+// Forever is the end of a lease that has none.
+const Forever = Uptime(math.MaxUint32)
+
+// UptimeNow is the present moment.
+func UptimeNow() (Uptime, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return 0, fmt.Errorf("read time since boot: %w", err)
+	}
+	return Uptime(now.Sec), nil
 }
 
 func (d Dest) toC() bpf.XvlanDest {
-	c := bpf.XvlanDest{Id: uint32(d.ID), Gen: d.Gen, Flags: bpf.XvlanDestFlag(d.Origin)}
+	c := bpf.XvlanDest{Id: uint32(d.ID), Gen: d.Gen, Flags: bpf.XvlanDestFlag(d.Origin), Until: uint32(d.Until)}
 	if d.Gateway {
 		c.Flags |= bpf.XvlanDestFlagDEST_GATEWAY
 	}
@@ -456,7 +484,10 @@ func (d Dest) toC() bpf.XvlanDest {
 
 func destFromC(c bpf.XvlanDest) Dest {
 	const gateway = bpf.XvlanDestFlagDEST_GATEWAY
-	return Dest{ID: ID(c.Id), Gen: c.Gen, Origin: Origin(c.Flags &^ gateway), Gateway: c.Flags&gateway != 0}
+	return Dest{
+		ID: ID(c.Id), Gen: c.Gen, Origin: Origin(c.Flags &^ (gateway | bpf.XvlanDestFlagDEST_AWAITED)),
+		Gateway: c.Flags&gateway != 0, Until: Uptime(c.Until),
+	}
 }
 
 func cString(b []byte) string {

@@ -199,7 +199,7 @@ func (e emitter) link(l *loader.Link) {
 	if l.Rung.Rung == maps.RungKernel {
 		return // has no maps
 	}
-	addrs := map[maps.Origin]int{maps.Given: 0, maps.Learned: 0}
+	addrs := map[maps.Origin]int{maps.Given: 0, maps.Learned: 0, maps.Leased: 0}
 	for _, a := range l.Addrs {
 		addrs[a.Origin]++
 	}

@@ -93,6 +93,10 @@ func (d *linkDiff) findMode() {
 			d.differs("flag", now.Flag.String(), flag.String())
 			d.mode.Flag = flag
 		}
+		if on, was := want.DHCP == nil || *want.DHCP, now.DHCP == nil || *now.DHCP; on != was {
+			d.differs("dhcp", onOffWord(was), onOffWord(on))
+			d.mode.DHCP = &on
+		}
 	}
 	promisc := want.Mode == maps.Passthru && d.have.NoPromisc != nil && want.NoPromisc != now.NoPromisc
 	if promisc || want.Mode == maps.Source && want.Source.NoDst != now.Source.NoDst {

@@ -215,7 +215,7 @@ func (r *configReader) named(entries []entry, what string, at position) (string,
 }
 
 // linkKeys are those of every sub-interface, and those of a macvlan alone.
-var linkKeys, macvlanKeys = []string{"name", "type", "mode", "flag", "netns", "address", "addr", "mtu", "up", "delivery", "leg"},
+var linkKeys, macvlanKeys = []string{"name", "type", "mode", "flag", "netns", "address", "addr", "mtu", "up", "delivery", "leg", "dhcp"},
 	[]string{"macaddr", "bcqueuelen", "bclim"}
 
 func (r *configReader) link(n *yaml.Node) *wantedLink {
@@ -242,6 +242,10 @@ func (r *configReader) link(n *yaml.Node) *wantedLink {
 	for _, e := range entries {
 		if t.kind != xvmaps.Macvlan && slices.Contains(macvlanKeys, e.key) {
 			r.fail(e.at, usagef("%s: %s: only a macvlan has it", what, e.key))
+			continue
+		}
+		if t.kind != xvmaps.Ipvlan && e.key == "dhcp" {
+			r.fail(e.at, usagef("%s: %s: only an ipvlan has it", what, e.key))
 			continue
 		}
 		r.linkKey(e, what, l, &t)

@@ -88,6 +88,9 @@ func addWords(spec *loader.LinkSpec) string {
 	if flag := flagOf(spec); flag != "" {
 		say(flag)
 	}
+	if spec.DHCP != nil {
+		say("dhcp", onOffWord(*spec.DHCP))
+	}
 	if macs := spec.Source.MACs; len(macs) > 0 {
 		say("macaddr set", listWord(macs))
 	}
@@ -111,6 +114,13 @@ func flagOf(spec *loader.LinkSpec) string {
 		return "nodst"
 	}
 	return ""
+}
+
+func onOffWord(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
 }
 
 func portWord(port bool) string {

@@ -28,9 +28,9 @@ var keywords = map[string][]string{
 	"capture": {"dev", "link", "netns", "in", "out"},
 
 	"add macvlan": {"mode", "macaddr", "nopromisc", "nodst", "bcqueuelen", "bclim"},
-	"add ipvlan":  {"mode", "bridge", "private", "vepa"},
+	"add ipvlan":  {"mode", "bridge", "private", "vepa", "dhcp"},
 	"set macvlan": {"mode", "macaddr", "bcqueuelen", "bclim"},
-	"set ipvlan":  {"mode", "bridge", "private", "vepa"},
+	"set ipvlan":  {"mode", "bridge", "private", "vepa", "dhcp"},
 }
 
 // fixedValues are those of keywords that take one of a few words.
@@ -39,6 +39,7 @@ var fixedValues = map[string][]string{
 	"set macaddr": {"add", "del", "set", "flush"},
 	"datapath":    {"xdp", "tc", "kernel"},
 	"delivery":    {"auto", "xdp"},
+	"dhcp":        {"on", "off"},
 	"leg":         {"veth", "netkit"},
 	"proto":       {"udp", "tcp", "icmp"},
 	"type":        {"macvlan", "ipvlan"},

@@ -65,9 +65,9 @@ func TestComplete(t *testing.T) {
 		"link add c3 link eth0 type macvlan mode ": "vepa bridge private passthru source",
 		"link add c3 link eth0 type macvlan mode source macaddr ":                    "add set",
 		"link add c3 link eth0 type macvlan mode source macaddr set " + subMAC + " ": "nopromisc nodst bcqueuelen bclim",
-		"link add c3 link eth0 type ipvlan ":                                         "mode bridge private vepa",
+		"link add c3 link eth0 type ipvlan ":                                         "mode bridge private vepa dhcp",
 		"link add c3 link eth0 type ipvlan mode ":                                    "l3 l2 l3s",
-		"link add c3 link eth0 type ipvlan mode l2 ":                                 "bridge private vepa",
+		"link add c3 link eth0 type ipvlan mode l2 ":                                 "bridge private vepa dhcp",
 		"link add --datapath ":                                                       "xdp tc kernel",
 		"link a ":                                                                    "link name dev address addr mtu netns up delivery leg type",
 
@@ -167,7 +167,7 @@ func TestCompleteKeywords(t *testing.T) {
 		all := keywords[verb]
 		all = append(append(slices.Clone(all), keywords[verb+" macvlan"]...), keywords[verb+" ipvlan"]...)
 		for _, word := range strings.FieldsFunc(help, func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz", r) }) {
-			known := slices.Contains(all, word) || slices.Contains([]string{"xvlan", "link", "auto", "xdp", "veth", "netkit", "macvlan", "ipvlan", "add", "del", "set", "flush", verb}, word)
+			known := slices.Contains(all, word) || slices.Contains([]string{"xvlan", "link", "auto", "xdp", "veth", "netkit", "macvlan", "ipvlan", "add", "del", "set", "flush", "on", "off", verb}, word)
 			for _, modes := range ipModes {
 				for _, m := range modes {
 					known = known || m.name == word

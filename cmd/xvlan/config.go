@@ -37,6 +37,7 @@ type linkYAML struct {
 	Up       bool     `yaml:"up,omitempty" json:"up,omitempty"`
 	Delivery string   `yaml:"delivery,omitempty" json:"delivery,omitempty"`
 	Leg      string   `yaml:"leg,omitempty" json:"leg,omitempty"`
+	DHCP     string   `yaml:"dhcp,omitempty" json:"dhcp,omitempty"`
 	MACs     []string `yaml:"macaddr,omitempty,flow" json:"macaddr,omitempty"`
 	Queue    *uint32  `yaml:"bcqueuelen,omitempty" json:"bcqueuelen,omitempty"`
 	Limit    *int32   `yaml:"bclim,omitempty" json:"bclim,omitempty"`
@@ -128,6 +129,9 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 	}
 	if spec.Netkit {
 		y.Leg = pairWord(true)
+	}
+	if spec.DHCP != nil {
+		y.DHCP = onOffWord(*spec.DHCP)
 	}
 	if spec.Mode == maps.Source {
 		for _, mac := range spec.Source.MACs {

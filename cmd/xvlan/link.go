@@ -29,7 +29,7 @@ func (a *app) linkCmd() *cobra.Command {
              type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
              [macaddr {add MAC | set [MAC...]}] [bcqueuelen FRAMES] [bclim DEVICES]
-  IPVLAN  := [mode {l3|l2|l3s}] [bridge|private|vepa]`,
+  IPVLAN  := [mode {l3|l2|l3s}] [bridge|private|vepa] [dhcp {on|off}]`,
 		Short:   "Make a sub-interface",
 		Aliases: []string{"a"},
 		Long: `Makes a sub-interface on a parent with the words of ip link, and those few besides
@@ -47,7 +47,8 @@ l3 with the flag bridge where nothing else is said, as with ip.
   macaddr     whose frames a macvlan in mode source receives
   nodst       and nobody else receives them
   nopromisc   leave the parent's promiscuity alone, in mode passthru
-  bcqueuelen, bclim   the kernel driver's queue of broadcasts, on the kernel rung`,
+  bcqueuelen, bclim   the kernel driver's queue of broadcasts, on the kernel rung
+  dhcp        off: leave the DHCP of an ipvlan in mode l2 as it is`,
 		Example: `  xvlan link add link eth0 name c1 type macvlan mode bridge
   xvlan link add link eth0 name c2 netns ns2 addr 192.0.2.7/24 up type ipvlan mode l2`,
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -81,7 +82,7 @@ l3 with the flag bridge where nothing else is said, as with ip.
 			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | delivery {auto|xdp}}
   xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}]
       [bcqueuelen FRAMES] [bclim DEVICES] |
-             ipvlan [mode MODE] [bridge|private|vepa]}`,
+             ipvlan [mode MODE] [bridge|private|vepa] [dhcp {on|off}]}`,
 			Short: "Move a sub-interface, or change its delivery, mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
@@ -289,6 +290,15 @@ func (w *words) leg() (netkit bool) {
 		w.fail(usagef("leg %q: not known; veth and netkit are", v))
 	}
 	return v == "netkit"
+}
+
+// onOff reads a switch.
+func (w *words) onOff(keyword string) bool {
+	v := w.value(keyword)
+	if v != "on" && v != "off" {
+		w.fail(usagef("%s %q: not known; on and off are", keyword, v))
+	}
+	return v == "on"
 }
 
 func (w *words) mac(keyword string) net.HardwareAddr {

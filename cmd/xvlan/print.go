@@ -54,12 +54,15 @@ func (a *app) printLink(l loader.Link) {
 	}
 	fmt.Fprintln(a.out)
 	for _, x := range l.Addrs {
-		fmt.Fprintf(a.out, "    addr %s %s\n", x.Addr, x.Origin)
+		fmt.Fprintf(a.out, "    addr %s %s\n", x.Addr, originOf(x))
 	}
 	if a.details {
 		fmt.Fprintf(a.out, "    datapath reason: %s\n", printable(l.Rung.Reason))
 		if l.ID != 0 {
 			fmt.Fprintf(a.out, "    id %d leg %s host leg %s wire mac %s delivery %s\n", l.ID, pairWord(l.Netkit), l.Leg, l.WireMAC, delivery(l.Place))
+		}
+		if helpsDHCP(&l) {
+			fmt.Fprintf(a.out, "    dhcp %s\n", onOffWord(!l.NoDHCP))
 		}
 		if l.Owner != "" {
 			fmt.Fprintf(a.out, "    owner %s\n", l.Owner)
@@ -68,6 +71,33 @@ func (a *app) printLink(l loader.Link) {
 	if a.stats {
 		a.printStats(l.Stats)
 	}
+}
+
+// originOf says how an address came to its owner, and of a leased one for how long
+// still.
+func originOf(a loader.LinkAddr) string {
+	switch left := leaseLeft(a); {
+	case left == nil:
+		return a.Origin.String()
+	case a.Until == maps.Forever:
+		return "leased for ever"
+	default:
+		return fmt.Sprintf("leased for %ds", *left)
+	}
+}
+
+// leaseLeft counts the seconds until a lease ends, all ones if it does not; nil for
+// what is not leased.
+func leaseLeft(a loader.LinkAddr) *uint32 {
+	now, err := maps.UptimeNow()
+	if a.Origin != maps.Leased || err != nil {
+		return nil
+	}
+	left := uint32(max(a.Until, now) - now)
+	if a.Until == maps.Forever {
+		left = uint32(maps.Forever)
+	}
+	return &left
 }
 
 // modeOptions prints what ip prints behind a mode.
@@ -87,6 +117,9 @@ func modeOptions(l loader.Link) string {
 	}
 	return b.String()
 }
+
+// helpsDHCP tells the sub-interfaces that have the switch.
+func helpsDHCP(l *loader.Link) bool { return l.ID != 0 && l.Mode == maps.L2 }
 
 // delivery says by which way unicast reaches the inner leg.
 func delivery(p maps.Place) string {
@@ -152,6 +185,7 @@ type linkJSON struct {
 	Leg       string      `json:"host_leg,omitempty"`
 	Pair      string      `json:"leg,omitempty"` // not on the kernel rung, as is
 	Delivery  string      `json:"delivery,omitempty"`
+	DHCP      string      `json:"dhcp,omitempty"` // of an ipvlan in mode l2: whether its clients are helped
 	WireMAC   string      `json:"wire_address"`
 	Owner     string      `json:"owner,omitempty"` // who had it made, a container runtime's name for it
 	Addrs     []addrJSON  `json:"addrs"`
@@ -180,6 +214,8 @@ type rungJSON struct {
 type addrJSON struct {
 	Addr   string `json:"local"`
 	Origin string `json:"origin"`
+	// As of `ip -j addr`: seconds, all ones for ever.
+	ValidLifeTime *uint32 `json:"valid_life_time,omitempty"`
 }
 
 type counterJSON struct {
@@ -229,8 +265,11 @@ func linksJSON(links []loader.Link) []linkJSON {
 		if l.ID != 0 {
 			j.Pair, j.Delivery = pairWord(l.Netkit), delivery(l.Place)
 		}
+		if helpsDHCP(&l) {
+			j.DHCP = onOffWord(!l.NoDHCP)
+		}
 		for _, x := range l.Addrs {
-			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String()})
+			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String(), leaseLeft(x)})
 		}
 		j.Stats = statsOf(&l.Stats)
 		all = append(all, j)

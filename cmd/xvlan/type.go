@@ -19,6 +19,7 @@ type typeWords struct {
 	noDst     bool
 	queue     loader.Queue
 	source    *loader.SourceEdit // nil: not said
+	dhcp      *bool              // nil: not said
 }
 
 // ipModes lists the modes that each type has with ip, the default first.
@@ -74,6 +75,9 @@ func (w *words) typeWord(word string, t *typeWords) bool {
 		w.mode(t)
 	case t.kind == maps.Ipvlan && isFlag:
 		t.flag = flag
+	case t.kind == maps.Ipvlan && word == "dhcp":
+		on := w.onOff(word)
+		t.dhcp = &on
 	case t.kind == maps.Macvlan && word == "macaddr":
 		w.macaddr(t)
 	case t.kind == maps.Macvlan && word == "flag":
@@ -141,7 +145,7 @@ func (w *words) macaddr(t *typeWords) {
 // forAdd makes what was said part of a new sub-interface's description; what
 // was not is as with ip.
 func (t *typeWords) forAdd(spec *loader.LinkSpec) error {
-	spec.Kind, spec.Mode, spec.Flag, spec.NoPromisc, spec.Queue = t.kind, t.mode, t.flag, t.noPromisc, t.queue
+	spec.Kind, spec.Mode, spec.Flag, spec.NoPromisc, spec.Queue, spec.DHCP = t.kind, t.mode, t.flag, t.noPromisc, t.queue, t.dhcp
 	if spec.Mode == 0 {
 		spec.Mode = ipModes[t.kind][0].mode
 	}
@@ -166,5 +170,5 @@ func (t *typeWords) forSet() (*loader.ModeChange, error) {
 	if t.noPromisc || t.noDst {
 		return nil, usagef("flag: it is given when the device is made; delete it and make it anew")
 	}
-	return &loader.ModeChange{Mode: t.mode, Flag: t.flag, Source: t.source, Queue: t.queue}, nil
+	return &loader.ModeChange{Mode: t.mode, Flag: t.flag, Source: t.source, Queue: t.queue, DHCP: t.dhcp}, nil
 }
