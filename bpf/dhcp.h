@@ -273,8 +273,9 @@ static __always_inline bool sent_here(struct __sk_buff *skb, __u32 vlan)
 }
 
 /* The id of the sub-interface that an IPv4 packet is for as a server's reply from the
- * wire; 0 if it is none, or for none of those that are helped. */
-__noinline int dhcp_reply(struct __sk_buff *skb, __u32 l3, __u32 vlan)
+ * wire; 0 if it is none, for none of those that are helped, or for another than its
+ * destination address's owner, if that has one: the short way knows no other. */
+__noinline int dhcp_reply(struct __sk_buff *skb, __u32 l3, __u32 vlan, __u32 owner_id)
 {
 	/* The verifier has to know a bound of l3, which is behind a tag at most. */
 	struct frame f = {.skb = skb, .l3 = l3 & 31, .proto_be = bpf_htons(ETH_P_IP)};
@@ -290,7 +291,7 @@ __noinline int dhcp_reply(struct __sk_buff *skb, __u32 l3, __u32 vlan)
 	__builtin_memcpy(a.mac, d.head.chaddr, sizeof(a.mac));
 	bpf_loop(meta.capacity, match_asker, &a, 0);
 	note(STEP_ASKER, a.id, d.type);
-	if (!a.id)
+	if (!a.id || (owner_id && owner_id != a.id))
 		return 0;
 	sub = sub_by_id(a.id);
 	if (d.type == DHCP_ACK || d.type == DHCP_NAK)
@@ -298,12 +299,12 @@ __noinline int dhcp_reply(struct __sk_buff *skb, __u32 l3, __u32 vlan)
 	return a.id;
 }
 
-/* Whom a server's reply is for; NULL if it is none, or for nobody here. */
-static __always_inline struct sub *asker(struct frame *f, __u32 *id)
+/* Whom a server's reply is for; NULL if that is nobody here. */
+static __always_inline struct sub *asker(struct frame *f, __u32 owner_id, __u32 *id)
 {
 	if (!meta.ip_keyed || f->proto_be != bpf_htons(ETH_P_IP))
 		return NULL;
-	*id = dhcp_reply(f->skb, f->l3, f->vlan);
+	*id = dhcp_reply(f->skb, f->l3, f->vlan, owner_id);
 	reload(f);
 	return *id ? sub_by_id(*id) : NULL;
 }

@@ -187,7 +187,7 @@ func rxDHCP() []frameCase {
 		refused("acknowledgement of a sibling's given address", ip4Of(ipHere)),
 		is(delivered("acknowledgement by unicast", me, byUnicast), me, mine),
 		is(readdressed(delivered("acknowledgement by unicast, here", askedHere, reply(layers.DHCPMsgTypeAck, askedHere, mine, unicast)), macOf(askedHere)), askedHere, mine),
-		is(delivered("to a sibling's address", me, reply(layers.DHCPMsgTypeAck, me, mine, unicast, func(m *message) { m.to = ip4Of(ipHere) })), me, mine),
+		readdressed(delivered("to a sibling's address", ipHere, reply(layers.DHCPMsgTypeAck, me, mine, unicast, func(m *message) { m.to = ip4Of(ipHere) })), macOf(ipHere)),
 		flooded("for a MAC-keyed one", reply(layers.DHCPMsgTypeAck, macAway, mine)),
 		flooded("for nobody here", reply(layers.DHCPMsgTypeAck, 99, mine)),
 		flooded("record pending", reply(layers.DHCPMsgTypeAck, pending, mine)),

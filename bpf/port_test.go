@@ -3,6 +3,8 @@ package bpf_test
 import (
 	"testing"
 
+	"github.com/gopacket/gopacket/layers"
+
 	"github.com/xvlan/xvlan/bpf"
 )
 
@@ -46,6 +48,7 @@ func TestPortXDP(t *testing.T) {
 		passed("no port in a VLAN", tagged(fromWire(parentMAC, ipVLAN), 0x8100, 10)),
 		passed("the host's", fromWire(parentMAC, reserved)),
 		passed("group", udp(broadcastMAC, routerMAC, ip4Of(255), routerIP4, 18)),
+		passed("a DHCP server's reply", reply(layers.DHCPMsgTypeAck, ipAway, ip4Of(ipAway), unicast)),
 		passed("stranger", fromWire(strangerMAC, macAway)),
 	}
 	t.Run("unknown pass", func(t *testing.T) { checkAll(t, w, bpf.XvlanProgXvlanXdp, cases) })

@@ -962,7 +962,7 @@ static __always_inline int rx_group(struct frame *f, struct size size)
 	classes = receivers(f, from, &others);
 	if (others) {
 		yield_to_wire(f);
-		sub = asker(f, &id);
+		sub = asker(f, 0, &id);
 		if (sub)
 			return deliver_group(f->skb, sub, id, size);
 	}
@@ -1005,7 +1005,7 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (is_group(&f))
 		return rx_group(&f, size);
 	sub = lookup(&f, &id, &unknown);
-	client = unknown ? NULL : asker(&f, &client_id);
+	client = unknown ? NULL : asker(&f, sub ? id : 0, &client_id);
 	if (client)
 		return deliver(skb, client, client_id, size, FROM_WIRE);
 	if (sub && !(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) && !accepts(&f, sub, id)) {
