@@ -17,7 +17,7 @@ import (
 
 // Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
 // xvlan.h. Maps that say another one must not be written to.
-const Schema = 7
+const Schema = 8
 
 // OldestSchema is the oldest whose maps can be carried over, see maps.Older.
 const OldestSchema = 5
@@ -90,6 +90,7 @@ const (
 	MapMACSlots = "mac_slots" // uint32, see MACSlot
 	MapLegSlots = "leg_slots" // uint32, see LegSlot
 	MapWatchers = "watchers"  // XvlanWatcher
+	MapGuards   = "guards"    // XvlanGuard by id
 	MapIP4Slots = "ip4_slots" // XvlanIp4Bucket, see AddrBucket
 	MapIP6Slots = "ip6_slots" // XvlanIp6Bucket
 )
@@ -145,7 +146,7 @@ func onMaps(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collect
 }
 
 // sections are the maps that are sections.
-var sections = []string{MapMeta, MapSubs, MapMACSlots, MapLegSlots, MapIP4Slots, MapIP6Slots, MapWatchers}
+var sections = []string{MapMeta, MapSubs, MapGuards, MapMACSlots, MapLegSlots, MapIP4Slots, MapIP6Slots, MapWatchers}
 
 // sized reads an object and makes room for so many sub-interfaces in its maps.
 func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.CollectionSpec, error) {
@@ -178,7 +179,7 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 		}
 	}
 	lengths := map[string]uint32{
-		MapMeta: 1, MapSubs: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots,
+		MapMeta: 1, MapSubs: ids, MapGuards: ids, MapMACSlots: 1 << slots, MapLegSlots: 1 << slots,
 		MapIP4Slots: 1 << buckets, MapIP6Slots: 1 << buckets, MapWatchers: Watchers,
 	}
 	for _, name := range sections {

@@ -56,6 +56,7 @@ type world struct {
 	inside *lab.Netns // where inner legs are that have left the host's
 	meta   bpf.XvlanParent
 	subs   map[uint32]bpf.XvlanSub
+	guards map[uint32]bpf.XvlanGuard
 	dests  []entry // what stands in by_ip4 and by_ip6 at first
 
 	rings   map[uint32]bpf.XvlanRing // what they have learned, and asked, at first
@@ -249,7 +250,11 @@ func (w *world) enter(tb testing.TB) {
 	members := make([]uint64, w.meta.Capacity/64+1)
 	for id := range w.meta.Capacity + 1 {
 		sub := plain(w.subs[id])
+		if _, ok := w.guards[id]; ok {
+			sub.Flags |= bpf.XvlanSubFlagSUB_GUARDED
+		}
 		w.set(tb, bpf.MapSubs, id, sub)
+		w.set(tb, bpf.MapGuards, id, w.guards[id])
 		w.put(tb, bpf.XvlanMapLearned, id, w.rings[id])
 		if sub.Leg == 0 {
 			continue

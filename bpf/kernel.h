@@ -93,6 +93,26 @@ struct nd {
 #define ND_ROUTER_ADVERT    134
 #define ND_NEIGHBOR_SOLICIT 135
 #define ND_NEIGHBOR_ADVERT  136
+#define ND_REDIRECT	    137
+
+/* Other ICMPv6, RFC 2710, 3810, 2894, 3122 and 4286, ICMP and IGMP, and what may stand
+ * between an IPv6 header and the transport's. */
+#define MLD_QUERY	   130
+#define MLD_REPORT	   131
+#define MLD_DONE	   132
+#define MLD2_REPORT	   143
+#define ROUTER_RENUMBERING 138
+#define ND_INVERSE_SOLICIT 141
+#define ND_INVERSE_ADVERT  142
+#define MRD_ADVERT	   151
+#define MRD_TERMINATION	   153
+
+#define ICMP_REDIRECT	   5
+#define ICMP_ROUTER_ADVERT 9
+#define IGMP_QUERY	   0x11
+
+#define IPPROTO_HIP   139
+#define IPPROTO_SHIM6 140
 
 #define ND_OPT_SOURCE_LLADDR 1
 #define ND_OPT_TARGET_LLADDR 2

@@ -16,6 +16,9 @@ struct parent meta SEC(".data.meta") __hidden;
 /* By id: see sub_by_id. */
 struct sub subs[1] SEC(".data.subs") __hidden;
 
+/* By id, of those with SUB_GUARDED: see guard.h. */
+struct guard guards[1] SEC(".data.guards") __hidden;
+
 /* The usual way from a MAC or a leg to a record, without hashing a key: a slot
  * has the id of the one sub-interface that falls into it, 0 where none does, or
  * SLOT_SHARED. The record then confirms or denies, so that a slot need not be

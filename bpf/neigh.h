@@ -73,6 +73,24 @@ static __always_inline bool is_host_ip4(__u32 host)
 	return host >> 24 && host >> 24 != 127 && host >> 28 < 14;
 }
 
+/* The same of IPv6: not a group, nor :: or ::1. */
+static __always_inline bool is_host_ip6(const void *addr)
+{
+	__u64 word[2];
+
+	__builtin_memcpy(word, addr, sizeof(word));
+	return *(const __u8 *)addr != 0xff && (word[0] || bpf_be64_to_cpu(word[1]) > 1);
+}
+
+/* An address of which the route depends on the device, and which therefore is
+ * never forwarded. */
+static __always_inline bool is_link_local(const void *addr)
+{
+	const __u8 *a = addr;
+
+	return a[0] == 0xfe && (a[1] & 0xc0) == 0x80;
+}
+
 /* Each learned address takes the ring's next slot and the one found there is
  * forgotten, unless it was learned twice and has a later slot: no sub-interface
  * holds more than LEARN_SLOTS of each family, and one that goes through many
@@ -103,13 +121,10 @@ static __always_inline void learn6(struct __sk_buff *skb, const struct sub *sub,
 {
 	struct ip6_key key = {.vlan = sub->vlan}, old = key;
 	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
-	__u64 word[2];
 	__u32 slot;
 
-	__builtin_memcpy(word, addr, sizeof(word));
 	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
-	/* Not a group, nor :: or ::1. */
-	if (!ring || key.addr[0] == 0xff || (!word[0] && bpf_be64_to_cpu(word[1]) <= 1))
+	if (!ring || !is_host_ip6(addr))
 		return;
 	if (!take(skb, &by_ip6, &key, version6(&key), sub, id))
 		return;

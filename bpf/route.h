@@ -13,15 +13,6 @@
 #define AF_INET6 10
 #endif
 
-/* An address of which the route depends on the device, and which therefore is
- * never forwarded. */
-static __always_inline bool is_link_local(const void *addr)
-{
-	const __u8 *a = addr;
-
-	return a[0] == 0xfe && (a[1] & 0xc0) == 0x80;
-}
-
 /* A destination that is no one machine's, whatever MAC it comes with. */
 static __always_inline bool to_group(const struct bpf_fib_lookup *to)
 {

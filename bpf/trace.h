@@ -32,6 +32,7 @@ enum step_kind {
 	STEP_PORT,     /* by XDP to the driver at the other end of id's leg */
 	STEP_ROUTE,    /* a route was looked up; value: what bpf_fib_lookup returned */
 	STEP_ASKER,    /* whose DHCP client a reply is for by chaddr; value: type of message */
+	STEP_GUARD,    /* what follows looks whether id may send it */
 	STEP_MAX,
 };
 

@@ -45,7 +45,8 @@ const (
 	TraceStepKindSTEP_PORT        TraceStepKind = 20
 	TraceStepKindSTEP_ROUTE       TraceStepKind = 21
 	TraceStepKindSTEP_ASKER       TraceStepKind = 22
-	TraceStepKindSTEP_MAX         TraceStepKind = 23
+	TraceStepKindSTEP_GUARD       TraceStepKind = 23
+	TraceStepKindSTEP_MAX         TraceStepKind = 24
 )
 
 type TraceSteps struct {

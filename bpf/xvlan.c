@@ -10,7 +10,7 @@
  *   look up  key -> id -> sub-interface, if its record is active and of that generation
  *   count    exactly one verdict a frame, and one more for each copy delivered
  *   deliver  to a sibling's leg, to all legs, to the wire, or on to the host
- *   police   MTU, malformed ARP and ND, who may learn what
+ *   police   source guard, MTU, malformed ARP and ND, who may learn what
  *   route    what is sent in the modes l3 and l3s, by destination IP alone
  *
  *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids, and serves
@@ -743,6 +743,7 @@ static __always_inline bool copy_to(struct frame *f, __u32 classes, __u32 except
 
 #include "neigh.h" /* learn4, learn6, yield_to_wire, arp_out, nd_out */
 #include "dhcp.h"  /* is_bootp, dhcp_ask, asker */
+#include "guard.h" /* may_leave */
 
 /* The wire sees only the parent's MAC of an IP-keyed sub-interface. */
 static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub, __u32 id)
@@ -1080,6 +1081,13 @@ static __always_inline int tx_group(struct frame *f, const struct sub *from, __u
 	return bpf_redirect(meta.ifindex, 0);
 }
 
+/* What copy_as_own has put in by a host leg. With netkit it comes in by xvlan_turn. */
+static __always_inline bool is_inward(struct __sk_buff *skb, const struct sub *from)
+{
+	return from->class == CLASS_SOURCE && !(from->flags & SUB_NETKIT) &&
+	       skb->mark == MARK_INWARD;
+}
+
 /* Unicast from a sub-interface, to itself among others. Between private
  * IP-keyed siblings, which have one MAC on the wire, it goes nowhere, as with
  * the kernel's driver: a switch could only return it. */
@@ -1098,9 +1106,7 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	if (to && from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
 	    to->kind == KIND_IPVLAN)
 		return drop(f->skb, me, VERDICT_DROP_MODE, size);
-	/* With netkit these come in by xvlan_turn. */
-	if (!to && !unknown && from->class == CLASS_SOURCE && !(from->flags & SUB_NETKIT) &&
-	    f->skb->mark == MARK_INWARD)
+	if (!to && !unknown && is_inward(f->skb, from))
 		return bpf_redirect_peer(from->leg, 0); /* copy_as_own has counted it */
 	count(f->skb, me, VERDICT_TX, size);
 	/* The parent's MAC is the sender's, too: what has it and is for none of
@@ -1124,13 +1130,15 @@ static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me
 	return tx_unicast(&f, from, me, size);
 }
 
-/* The whole way. Two functions, for the stack: before 6.12 a chain of calls has
+/* The whole way. Several functions, for the stack: before 6.12 a chain of calls has
  * 512 bytes of it, and what fans out is a long one. */
 static __always_inline int tx_slow(struct __sk_buff *skb)
 {
 	__u32 me = 0;
 	struct sub *from = sub_by_leg(skb->ifindex, &me);
 
+	if (from && from->flags & SUB_GUARDED && !is_inward(skb, from) && !may_leave(skb, me))
+		return TC_ACT_SHOT;
 	return from && is_routed(from) ? tx_routed(skb, from, me) : tx_whole(skb, from, me);
 }
 
@@ -1152,10 +1160,11 @@ int xvlan_tx(struct __sk_buff *skb)
 
 	me = *ELEMENT(leg_slots, leg & (0xffffffffU >> slot_shift));
 	from = sub_by_id(me);
-	if (!(from->flags & SUB_PLAIN) || from->leg != leg || from->place == PLACE_LOCAL ||
-	    dst + ETH_HLEN > (void *)(long)skb->data_end || *(__u8 *)dst & 1 ||
-	    skb->len > ETH_HLEN + meta.mtu || skb->gso_size || skb->vlan_present || meta.watched ||
-	    *(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) || DRY_RUN)
+	if ((from->flags & (SUB_PLAIN | SUB_GUARDED)) != SUB_PLAIN || from->leg != leg ||
+	    from->place == PLACE_LOCAL || dst + ETH_HLEN > (void *)(long)skb->data_end ||
+	    *(__u8 *)dst & 1 || skb->len > ETH_HLEN + meta.mtu || skb->gso_size ||
+	    skb->vlan_present || meta.watched || *(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) ||
+	    DRY_RUN)
 		return tx_slow(skb);
 	id = mac_slot(dst);
 	if (!id) {

@@ -13,10 +13,9 @@
  * loader never writes into maps that another version's programs read. What older
  * maps hold is carried over by the names of types and fields, see convert() in
  * package maps: so what changes its meaning takes another name, and what is an
- * index or a bit (verdicts, flags) stays at its place. 7 is 6 with leases: a
- * time in struct dest, two fields of struct ring, two flags of addresses and
- * SUB_NO_DHCP. */
-#define XVLAN_SCHEMA 7
+ * index or a bit (verdicts, flags) stays at its place. 8 is 7 with SUB_GUARDED and what
+ * that asks for, which programs for 7 do not heed; all else is laid out as it was. */
+#define XVLAN_SCHEMA 8
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -58,6 +57,16 @@ enum verdict {
 				   that has no sub-interface any more */
 	VERDICT_LEARN_DUP,	/* no fate: an address not learned, somebody else has it */
 	VERDICT_GROUP_MANY,	/* no fate: it is in so many groups that it gets all */
+	/* sub-interface with a guard: see guard.h */
+	VERDICT_DROP_SOURCE_MAC, /* sent from a MAC that is not its own */
+	VERDICT_DROP_SOURCE_IP,	 /* sent from an IP address that is not its own */
+	VERDICT_DROP_ARP,	 /* sent ARP that is not in its own name */
+	VERDICT_DROP_ND,	 /* the same of neighbour discovery */
+	VERDICT_DROP_ROUTER,	 /* sent what only a router says */
+	VERDICT_DROP_DHCP,	 /* sent what only a DHCP server says, or asks for others */
+	VERDICT_DROP_TAG,	 /* sent a frame with a tag */
+	VERDICT_DROP_ETHERTYPE,	 /* sent neither IPv4 nor IPv6 nor ARP */
+	VERDICT_DROP_RATE,	 /* sent more broadcasts, ARP and ND than its budget allows */
 	VERDICT_MAX,
 	EVENT_LEARNED = 31, /* not counted, for who watches: an address was learned */
 };
@@ -109,6 +118,16 @@ enum sub_flag {
 	SUB_PLAIN_IP = 16, /* the same by its addresses */
 	SUB_NETKIT = 32,   /* its legs are a netkit pair: xvlan_tx runs on the inner one's egress */
 	SUB_NO_DHCP = 64,  /* IP-keyed: its DHCP is none of ours */
+	SUB_GUARDED = 128, /* what it sends is looked at first, as its struct guard says */
+};
+
+enum guard_flag {
+	GUARD_SOURCE = 1, /* what it sends has to be its own: see guard.h */
+	GUARD_LEARN4 = 2, /* it may take IPv4 addresses that nobody has by sending from them */
+	GUARD_LEARN6 = 4, /* the same of IPv6; link-local ones it may take without */
+	GUARD_ROUTER = 8, /* it may say what a router says */
+	GUARD_DHCP = 16,  /* it may say what a DHCP server or relay agent says */
+	GUARD_GIVEN = 32, /* loader: given addresses alone, also of a family without any */
 };
 
 enum dest_flag {
@@ -213,6 +232,15 @@ struct sub {
 	__u16 vlan;
 	__u8 name[IFNAME_LEN]; /* the inner leg's name when it was made */
 	__u64 device;	       /* address of the inner leg's net_device, 0 if not known */
+};
+
+/* What is asked of what one with SUB_GUARDED sends. */
+struct guard {
+	enum guard_flag flags;
+	__u32 rate; /* broadcasts, ARP and ND a second; 0 for any number */
+	/* The programs' own: see afford() */
+	__u64 frames_ns;
+	__u64 addrs_ns;
 };
 
 /* The parent: one entry, read by every program. */

@@ -55,6 +55,25 @@ const (
 	XvlanFoundFOUND_SET_MAC      XvlanFound = 16
 )
 
+type XvlanGuard struct {
+	_        structs.HostLayout
+	Flags    XvlanGuardFlag
+	Rate     uint32
+	FramesNs uint64
+	AddrsNs  uint64
+}
+
+type XvlanGuardFlag uint32
+
+const (
+	XvlanGuardFlagGUARD_SOURCE XvlanGuardFlag = 1
+	XvlanGuardFlagGUARD_LEARN4 XvlanGuardFlag = 2
+	XvlanGuardFlagGUARD_LEARN6 XvlanGuardFlag = 4
+	XvlanGuardFlagGUARD_ROUTER XvlanGuardFlag = 8
+	XvlanGuardFlagGUARD_DHCP   XvlanGuardFlag = 16
+	XvlanGuardFlagGUARD_GIVEN  XvlanGuardFlag = 32
+)
+
 type XvlanIp4Bucket struct {
 	_       structs.HostLayout
 	Version uint32
@@ -201,6 +220,7 @@ const (
 	XvlanSubFlagSUB_PLAIN_IP  XvlanSubFlag = 16
 	XvlanSubFlagSUB_NETKIT    XvlanSubFlag = 32
 	XvlanSubFlagSUB_NO_DHCP   XvlanSubFlag = 64
+	XvlanSubFlagSUB_GUARDED   XvlanSubFlag = 128
 )
 
 type XvlanSubKind uint32
@@ -242,27 +262,36 @@ const (
 
 type XvlanSubStats struct {
 	_       structs.HostLayout
-	Verdict [13]XvlanCounter
+	Verdict [22]XvlanCounter
 }
 
 type XvlanVerdict uint32
 
 const (
-	XvlanVerdictVERDICT_PASS           XvlanVerdict = 0
-	XvlanVerdictVERDICT_RX             XvlanVerdict = 1
-	XvlanVerdictVERDICT_TX             XvlanVerdict = 2
-	XvlanVerdictVERDICT_DROP_UNKNOWN   XvlanVerdict = 3
-	XvlanVerdictVERDICT_DROP_FANOUT    XvlanVerdict = 4
-	XvlanVerdictVERDICT_DROP_MALFORMED XvlanVerdict = 5
-	XvlanVerdictVERDICT_DROP_MTU       XvlanVerdict = 6
-	XvlanVerdictVERDICT_DROP_RETURNED  XvlanVerdict = 7
-	XvlanVerdictVERDICT_DROP_MODE      XvlanVerdict = 8
-	XvlanVerdictVERDICT_DROP_ROUTE     XvlanVerdict = 9
-	XvlanVerdictVERDICT_DROP_INACTIVE  XvlanVerdict = 10
-	XvlanVerdictVERDICT_LEARN_DUP      XvlanVerdict = 11
-	XvlanVerdictVERDICT_GROUP_MANY     XvlanVerdict = 12
-	XvlanVerdictVERDICT_MAX            XvlanVerdict = 13
-	XvlanVerdictEVENT_LEARNED          XvlanVerdict = 31
+	XvlanVerdictVERDICT_PASS            XvlanVerdict = 0
+	XvlanVerdictVERDICT_RX              XvlanVerdict = 1
+	XvlanVerdictVERDICT_TX              XvlanVerdict = 2
+	XvlanVerdictVERDICT_DROP_UNKNOWN    XvlanVerdict = 3
+	XvlanVerdictVERDICT_DROP_FANOUT     XvlanVerdict = 4
+	XvlanVerdictVERDICT_DROP_MALFORMED  XvlanVerdict = 5
+	XvlanVerdictVERDICT_DROP_MTU        XvlanVerdict = 6
+	XvlanVerdictVERDICT_DROP_RETURNED   XvlanVerdict = 7
+	XvlanVerdictVERDICT_DROP_MODE       XvlanVerdict = 8
+	XvlanVerdictVERDICT_DROP_ROUTE      XvlanVerdict = 9
+	XvlanVerdictVERDICT_DROP_INACTIVE   XvlanVerdict = 10
+	XvlanVerdictVERDICT_LEARN_DUP       XvlanVerdict = 11
+	XvlanVerdictVERDICT_GROUP_MANY      XvlanVerdict = 12
+	XvlanVerdictVERDICT_DROP_SOURCE_MAC XvlanVerdict = 13
+	XvlanVerdictVERDICT_DROP_SOURCE_IP  XvlanVerdict = 14
+	XvlanVerdictVERDICT_DROP_ARP        XvlanVerdict = 15
+	XvlanVerdictVERDICT_DROP_ND         XvlanVerdict = 16
+	XvlanVerdictVERDICT_DROP_ROUTER     XvlanVerdict = 17
+	XvlanVerdictVERDICT_DROP_DHCP       XvlanVerdict = 18
+	XvlanVerdictVERDICT_DROP_TAG        XvlanVerdict = 19
+	XvlanVerdictVERDICT_DROP_ETHERTYPE  XvlanVerdict = 20
+	XvlanVerdictVERDICT_DROP_RATE       XvlanVerdict = 21
+	XvlanVerdictVERDICT_MAX             XvlanVerdict = 22
+	XvlanVerdictEVENT_LEARNED           XvlanVerdict = 31
 )
 
 type XvlanWatcher struct {

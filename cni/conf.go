@@ -34,6 +34,9 @@ type conf struct {
 	Delivery        string   `json:"delivery"`
 	Leg             string   `json:"leg"`
 	DHCP            string   `json:"dhcp"`
+	Guard           string   `json:"guard"`
+
+	Rate json.RawMessage `json:"bcrate"` // a number, or "off"
 
 	RuntimeConfig struct { // what the runtime adds for declared capabilities
 		MAC       string          `json:"mac"`
@@ -103,7 +106,11 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 		return spec, types.NewError(types.ErrUnsupportedField, fmt.Sprintf("runtimeConfig.ips: %s: there is no ipam to give them; "+
 			"say ipam of type static", strings.Join(c.RuntimeConfig.IPs, ", ")), "")
 	}
-	if err := errors.Join(spec.SetMode(c.Mode), spec.SetDatapath(c.Datapath)); err != nil {
+	rate := ""
+	if c.Rate != nil && string(c.Rate) != "null" {
+		rate = strings.Trim(string(c.Rate), `"`)
+	}
+	if err := errors.Join(spec.SetMode(c.Mode), spec.SetDatapath(c.Datapath), spec.Guard.Parse(c.Guard, rate)); err != nil {
 		return spec, err
 	}
 	if err := spec.SetFlag(c.Flag); err != nil {

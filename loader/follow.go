@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	stdmaps "maps"
 	"net/netip"
 	"slices"
 
@@ -30,29 +31,42 @@ func (p *parent) follow() error {
 	if err != nil {
 		return err
 	}
-	learned := map[maps.ID][]netip.Addr{}
+	guards, err := p.maps.Guards()
+	if err != nil {
+		return err
+	}
+	learned, given := map[maps.ID][]netip.Addr{}, map[maps.ID][]netip.Addr{}
 	for _, a := range known {
-		if a.Origin == maps.Learned || a.Origin == maps.Leased && a.Until <= now {
+		switch {
+		case a.Origin == maps.Learned || a.Origin == maps.Leased && a.Until <= now:
 			learned[a.ID] = append(learned[a.ID], a.Addr)
+		case a.Origin == maps.Given || a.Origin == maps.Leased:
+			given[a.ID] = append(given[a.ID], a.Addr)
 		}
 	}
 	if err := p.h.listDevices(subs); err != nil {
 		return err
 	}
 	defer p.h.forgetDevices()
-	has := map[maps.ID]map[netip.Addr]bool{} // what the devices of IP-keyed ones have
+	has := map[maps.ID]map[netip.Addr]bool{} // what devices have that may be learned
 	for i, s := range subs {
 		id := maps.ID(i)
 		if s.State != maps.Active {
 			continue
 		}
-		addrs, err := p.followOne(id, s)
+		if guards[id].On {
+			if guards[id], err = p.putGuard(id, guards[id], given[id]); err != nil {
+				return err
+			}
+		}
+		addrs, err := p.followOne(id, s, guards[id])
 		if err != nil {
 			return fmt.Errorf("follow %s: %w", s.Name, err)
 		}
 		if addrs == nil {
 			continue
 		}
+		stdmaps.DeleteFunc(addrs, func(a netip.Addr, _ bool) bool { return !learns(guards[id], a) })
 		has[id] = addrs
 		if err := p.unlearn(learned[id], addrs); err != nil {
 			return err
@@ -67,9 +81,10 @@ func (p *parent) follow() error {
 	return p.followRoutes()
 }
 
-// followOne follows an inner leg's place and MAC, and returns the addresses of
-// an IP-keyed one's; nil if it is gone.
-func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error) {
+// followOne follows an inner leg's place and, without a guard, its MAC. It returns
+// those of its addresses that are to be known, an IP-keyed one's or one's with a
+// guard; nil if it is gone.
+func (p *parent) followOne(id maps.ID, sub maps.Sub, guard maps.Guard) (map[netip.Addr]bool, error) {
 	dev, err := p.h.legs(sub.Leg, p.legName(id))
 	if dev == nil || err != nil {
 		return nil, err // gone meanwhile: the next sweep's
@@ -87,26 +102,33 @@ func (p *parent) followOne(id maps.ID, sub maps.Sub) (map[netip.Addr]bool, error
 	if err := p.refilter(sub); err != nil {
 		return nil, err
 	}
-	if sub, err = p.followPromisc(id, sub, inner); err != nil {
+	if sub, err = p.followPromisc(id, sub, inner, guard); err != nil {
 		return nil, err
 	}
-	if inner.Attrs().HardwareAddr.String() != sub.MAC.String() {
-		rekey := p.rekey
-		if sub.Mode == maps.Passthru {
-			rekey = p.lead
-		}
-		if err = rekey(id, sub, inner); err != nil {
+	if !guard.On {
+		if err := p.followMAC(id, sub, inner); err != nil {
 			return nil, err
 		}
 	}
-	if sub.Kind != maps.Ipvlan {
-		return nil, nil
+	if sub.Kind != maps.Ipvlan && !guard.On {
+		return map[netip.Addr]bool{}, nil
 	}
 	addrs, err := addrsIn(nsid, inner.Attrs().Index)
 	if errors.Is(err, unix.ENODEV) {
 		return nil, nil // gone since it was looked at
 	}
 	return addrs, err
+}
+
+// followMAC makes a sub-interface's MAC its device's.
+func (p *parent) followMAC(id maps.ID, sub maps.Sub, inner netlink.Link) error {
+	if inner.Attrs().HardwareAddr.String() == sub.MAC.String() {
+		return nil
+	}
+	if sub.Mode == maps.Passthru {
+		return p.lead(id, sub, inner)
+	}
+	return p.rekey(id, sub, inner)
 }
 
 // legs are both ends of a sub-interface's device.

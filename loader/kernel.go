@@ -254,6 +254,9 @@ func checkKernel(parent netlink.Link, spec *LinkSpec, siblings []kernelLink) err
 	if spec.DHCP != nil && *spec.DHCP {
 		return errKernelDHCP
 	}
+	if spec.Guard.Of(maps.Guard{}).Active() {
+		return errKernelGuard
+	}
 	if spec.Kind == maps.Ipvlan && spec.MAC != nil {
 		return fmt.Errorf("address %s: %w: on the kernel rung an ipvlan has its parent's MAC; leave it out", spec.MAC, ErrUnsupported)
 	}

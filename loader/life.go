@@ -173,10 +173,10 @@ func (p *parent) setLegs(subs []maps.Sub, up bool) error {
 
 // followPromisc makes the parent promiscuous while a macvlan is that is up, as
 // the kernel's driver does. It is one switch for all, which others may have
-// turned on before.
-func (p *parent) followPromisc(id maps.ID, sub maps.Sub, inner netlink.Link) (maps.Sub, error) {
+// turned on before. One with a guard changes nothing here.
+func (p *parent) followPromisc(id maps.ID, sub maps.Sub, inner netlink.Link, guard maps.Guard) (maps.Sub, error) {
 	a := inner.Attrs()
-	want := a.Promisc > 0 && a.RawFlags&unix.IFF_UP != 0
+	want := a.Promisc > 0 && a.RawFlags&unix.IFF_UP != 0 && !guard.On
 	if p.link == nil || sub.Kind != maps.Macvlan || sub.Mode == maps.Passthru || want == sub.Promisc {
 		return sub, nil
 	}

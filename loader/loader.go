@@ -114,6 +114,7 @@ type LinkSpec struct {
 	Port      bool  // unicast is to pass an XDP program on the device: see ports.go
 	Netkit    bool  // its legs are a netkit pair instead of veth (Linux 6.8)
 	DHCP      *bool // of an ipvlan: whether its DHCP clients are helped; nil: in mode l2
+	Guard     GuardSpec
 	Datapath  Datapath
 	Owner     string // for whom it is made, to be found by; see owner.go
 }

@@ -201,10 +201,7 @@ func (p *parent) forward(on bool) error {
 
 // addRouted makes the legs of a new sub-interface what modes l3 and l3s need.
 func (p *parent) addRouted(leg string, sub maps.Sub, in *space, spec *LinkSpec) error {
-	var addrs []netip.Addr
-	for _, a := range spec.Addrs {
-		addrs = append(addrs, a.Addr())
-	}
+	addrs := addrsOf(spec.Addrs)
 	if spec.Mode == maps.L3S {
 		if err := canStack(addrs); err != nil {
 			return err

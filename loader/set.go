@@ -40,7 +40,9 @@ func (h *Host) SetDevice(sel Selector, c DeviceChange) error {
 			if err != nil {
 				return err
 			}
-			_, err = p.followOne(l.ID, sub)
+			guard := l.Guard
+			guard.On = guard.On && c.MAC == nil // which would not follow
+			_, err = p.followOne(l.ID, sub, guard)
 			return err
 		})
 }
@@ -174,6 +176,11 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 			continue
 		}
 		if err := p.maps.DeleteAddr(0, x.Addr); err != nil {
+			return err
+		}
+	}
+	if l.Guard.On {
+		if _, err := p.putGuard(l.ID, l.Guard, addrsOf(addrs)); err != nil {
 			return err
 		}
 	}

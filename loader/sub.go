@@ -95,6 +95,11 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
 	sub.NoDst, sub.Netkit = spec.Source.NoDst, spec.Netkit
 	sub.NoDHCP = spec.DHCP != nil && !*spec.DHCP
+	guard, err := p.putGuard(id, spec.Guard.Of(maps.Guard{}), addrsOf(spec.Addrs))
+	if err != nil {
+		return err
+	}
+	sub.Guarded = guard.Active()
 	if spec.Port {
 		sub.Place = maps.Port
 	}

@@ -254,6 +254,8 @@ func (t *tracer) explain(s bpf.TraceStep) TraceStep {
 		step.Text = "has a sub-interface sent it?"
 	case bpf.TraceStepKindSTEP_QUESTION:
 		step.Text = "whom does it ask for?"
+	case bpf.TraceStepKindSTEP_GUARD:
+		step.Text = "may it send this?"
 	case bpf.TraceStepKindSTEP_MAC_SLOT, bpf.TraceStepKindSTEP_LEG:
 		step.Text = t.slot(s)
 	case bpf.TraceStepKindSTEP_MAC, bpf.TraceStepKindSTEP_IP:
@@ -376,4 +378,5 @@ var stepNames = map[bpf.TraceStepKind]string{
 	bpf.TraceStepKindSTEP_COPY:        "copy",
 	bpf.TraceStepKindSTEP_ROUTE:       "route",
 	bpf.TraceStepKindSTEP_ASKER:       "dhcp",
+	bpf.TraceStepKindSTEP_GUARD:       "guard",
 }

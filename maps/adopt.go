@@ -102,6 +102,15 @@ func (s *Set) adoptRecords(o *Older) error {
 			}
 		}
 	}
+	guards, err := oldElements[bpf.XvlanGuard](o, bpf.MapGuards, "guard")
+	if err != nil {
+		return err
+	}
+	for i, g := range guards {
+		if err := s.guarding.write(i, g); err != nil {
+			return fmt.Errorf("write guards: %w", err)
+		}
+	}
 	for i, id := range macs {
 		if err := s.macSlots.write(i, id); err != nil {
 			return fmt.Errorf("write slots of macs: %w", err)

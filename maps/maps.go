@@ -32,6 +32,7 @@ var ErrOlder = fmt.Errorf("%w, an older one", ErrSchema)
 type Set struct {
 	meta    *ebpf.Map
 	subs    *ebpf.Map
+	guards  *ebpf.Map
 	members *ebpf.Map
 	byMAC   *ebpf.Map
 	byIP4   *ebpf.Map
@@ -47,6 +48,7 @@ type Set struct {
 	ports   *ebpf.Map
 
 	records  section[bpf.XvlanSub] // of subs
+	guarding section[bpf.XvlanGuard]
 	macSlots section[uint32]
 	legSlots section[uint32]
 	ip4Slots buckets
@@ -58,6 +60,7 @@ func (s *Set) fields() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
 		bpf.MapMeta:         &s.meta,
 		bpf.MapSubs:         &s.subs,
+		bpf.MapGuards:       &s.guards,
 		bpf.XvlanMapMembers: &s.members,
 		bpf.XvlanMapByMac:   &s.byMAC,
 		bpf.XvlanMapByIp4:   &s.byIP4,
@@ -122,6 +125,9 @@ func Open(dir string) (*Set, error) {
 func (s *Set) mapSections() (err error) {
 	if s.records, err = newSection[bpf.XvlanSub](s.subs); err != nil {
 		return fmt.Errorf("open records: %w", err)
+	}
+	if s.guarding, err = newSection[bpf.XvlanGuard](s.guards); err != nil {
+		return fmt.Errorf("open guards: %w", err)
 	}
 	if s.macSlots, err = newSection[uint32](s.macSlot); err != nil {
 		return fmt.Errorf("open slots of macs: %w", err)

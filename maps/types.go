@@ -180,6 +180,15 @@ const (
 	DropInactive  = Verdict(bpf.XvlanVerdictVERDICT_DROP_INACTIVE)
 	LearnDup      = Verdict(bpf.XvlanVerdictVERDICT_LEARN_DUP)
 	GroupMany     = Verdict(bpf.XvlanVerdictVERDICT_GROUP_MANY)
+	DropSourceMAC = Verdict(bpf.XvlanVerdictVERDICT_DROP_SOURCE_MAC)
+	DropSourceIP  = Verdict(bpf.XvlanVerdictVERDICT_DROP_SOURCE_IP)
+	DropARP       = Verdict(bpf.XvlanVerdictVERDICT_DROP_ARP)
+	DropND        = Verdict(bpf.XvlanVerdictVERDICT_DROP_ND)
+	DropRouter    = Verdict(bpf.XvlanVerdictVERDICT_DROP_ROUTER)
+	DropDHCP      = Verdict(bpf.XvlanVerdictVERDICT_DROP_DHCP)
+	DropTag       = Verdict(bpf.XvlanVerdictVERDICT_DROP_TAG)
+	DropEtherType = Verdict(bpf.XvlanVerdictVERDICT_DROP_ETHERTYPE)
+	DropRate      = Verdict(bpf.XvlanVerdictVERDICT_DROP_RATE)
 
 	// What the kernel lost after or before the programs' verdict, in frames: a
 	// super-packet is one. Package loader reads them off the devices.
@@ -202,6 +211,15 @@ var verdictNames = [verdicts]string{
 	DropInactive:  "drop_inactive",
 	LearnDup:      "learn_dup",
 	GroupMany:     "group_many",
+	DropSourceMAC: "drop_source_mac",
+	DropSourceIP:  "drop_source_ip",
+	DropARP:       "drop_arp",
+	DropND:        "drop_nd",
+	DropRouter:    "drop_router",
+	DropDHCP:      "drop_dhcp",
+	DropTag:       "drop_tag",
+	DropEtherType: "drop_ethertype",
+	DropRate:      "drop_rate",
 	DropRing:      "drop_ring",
 	DropRingTX:    "drop_ring_tx",
 }
@@ -253,10 +271,20 @@ func (s *Stats) DroppedRX() uint64 {
 	return s[DropFanout].Packets + s[DropReturned].Packets + s[DropRing].Packets
 }
 
+// SentDrops lists the verdicts that lost what a sub-interface sent.
+func SentDrops() []Verdict {
+	return []Verdict{
+		DropMalformed, DropMTU, DropMode, DropRoute, DropInactive, DropSourceMAC, DropSourceIP, DropARP, DropND, DropRouter,
+		DropDHCP, DropTag, DropEtherType, DropRate, DropRingTX,
+	}
+}
+
 // DroppedTX counts the packets it sent that went nowhere.
-func (s *Stats) DroppedTX() uint64 {
-	return s[DropMalformed].Packets + s[DropMTU].Packets + s[DropMode].Packets + s[DropRoute].Packets +
-		s[DropInactive].Packets + s[DropRingTX].Packets
+func (s *Stats) DroppedTX() (sum uint64) {
+	for _, v := range SentDrops() {
+		sum += s[v].Packets
+	}
+	return sum
 }
 
 // Sub is one sub-interface's record.
@@ -273,6 +301,7 @@ type Sub struct {
 	Promisc  bool // passthru: the parent was made promiscuous for it
 	Netkit   bool // its legs are a netkit pair, not veth
 	NoDHCP   bool // of an ipvlan: its DHCP is left as it is
+	Guarded  bool // what it sends is looked at first, as its Guard says
 	MAC      net.HardwareAddr
 	VLAN     uint16
 	Name     string // of the inner leg when it was made
@@ -311,6 +340,9 @@ func (s *Sub) toC() bpf.XvlanSub {
 	if s.NoDHCP {
 		c.Flags |= bpf.XvlanSubFlagSUB_NO_DHCP
 	}
+	if s.Guarded {
+		c.Flags |= bpf.XvlanSubFlagSUB_GUARDED
+	}
 	c.Flags |= s.plain()
 	copy(c.Mac[:], s.MAC)
 	copy(c.Name[:], s.Name)
@@ -343,6 +375,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		Promisc:  c.Flags&bpf.XvlanSubFlagSUB_PROMISC != 0,
 		Netkit:   c.Flags&bpf.XvlanSubFlagSUB_NETKIT != 0,
 		NoDHCP:   c.Flags&bpf.XvlanSubFlagSUB_NO_DHCP != 0,
+		Guarded:  c.Flags&bpf.XvlanSubFlagSUB_GUARDED != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
 		VLAN:     c.Vlan,

@@ -12,7 +12,7 @@ import (
 )
 
 // linkDiff is what a sub-interface that is there has otherwise than a file
-// wants it. Of type, mode, flag and delivery what is not said is as `link add`
+// wants it. Of type, mode, flag, delivery, guard and bcrate what is not said is as `link add`
 // has it; all else that is not said may be as it is.
 type linkDiff struct {
 	want  *wantedLink
@@ -23,10 +23,11 @@ type linkDiff struct {
 	changes []change
 	fixed   []change // which a device that is there does not take
 
-	mode loader.ModeChange
-	port *bool
-	dev  loader.DeviceChange
-	addr bool // its given addresses are to be others
+	mode  loader.ModeChange
+	port  *bool
+	guard loader.GuardSpec
+	dev   loader.DeviceChange
+	addr  bool // its given addresses are to be others
 }
 
 // find fills in all that follows from want, have, now and moves.
@@ -47,6 +48,7 @@ func (d *linkDiff) find() {
 		d.differs("delivery", portWord(now.Port), portWord(want.Port))
 		d.port = &want.Port
 	}
+	d.findGuard()
 	if mac := want.MAC; mac != nil && !bytes.Equal(mac, now.MAC) {
 		d.differs("address", now.MAC.String(), mac.String())
 		d.dev.MAC = mac
@@ -66,6 +68,20 @@ func (d *linkDiff) find() {
 		if up != now.Up || d.moves { // which sets it down
 			d.dev.Up = &up
 		}
+	}
+}
+
+// findGuard finds what differs of guard and budget.
+func (d *linkDiff) findGuard() {
+	want, now := d.want.spec.Guard.Of(maps.Guard{}), d.have.Guard
+	if want.String() != now.String() {
+		d.differs("guard", now.String(), want.String())
+	}
+	if want.Rate != now.Rate {
+		d.differs("bcrate", rateWord(now.Rate), rateWord(want.Rate))
+	}
+	if want.String() != now.String() || want.Rate != now.Rate {
+		d.guard = loader.GuardSpec{Guard: &want, Rate: &want.Rate}
 	}
 }
 
@@ -171,6 +187,11 @@ func (d *linkDiff) apply(h *loader.Host) error {
 	}
 	if d.port != nil {
 		if err := h.SetPort(sel, *d.port); err != nil {
+			return err
+		}
+	}
+	if d.guard != (loader.GuardSpec{}) {
+		if err := h.SetGuard(sel, d.guard); err != nil {
 			return err
 		}
 	}

@@ -81,6 +81,12 @@ func addWords(spec *loader.LinkSpec) string {
 	if spec.Netkit {
 		say("leg", "netkit")
 	}
+	if spec.Guard.Guard != nil {
+		say("guard", spec.Guard.Guard.String())
+	}
+	if spec.Guard.Rate != nil {
+		say("bcrate", rateWord(*spec.Guard.Rate))
+	}
 	if spec.Datapath != "" {
 		say("datapath", string(spec.Datapath))
 	}
@@ -128,6 +134,13 @@ func portWord(port bool) string {
 		return "xdp"
 	}
 	return "auto"
+}
+
+func rateWord(rate uint32) string {
+	if rate == 0 {
+		return "off"
+	}
+	return fmt.Sprint(rate)
 }
 
 func netnsWord(netns string) string {

@@ -17,8 +17,8 @@ import (
 // functions as when it is run: they say which keyword has no value yet, and
 // where a keyword is next it is one of these.
 var keywords = map[string][]string{
-	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "delivery", "leg", "type"},
-	"set":    {"dev", "link", "netns", "delivery", "type"},
+	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "delivery", "leg", "guard", "bcrate", "type"},
+	"set":    {"dev", "link", "netns", "delivery", "guard", "bcrate", "type"},
 	"del":    {"dev", "link", "netns"},
 	"show":   {"dev", "link", "netns"},
 	"attach": {"unknown", "capacity"},
@@ -41,6 +41,8 @@ var fixedValues = map[string][]string{
 	"delivery":    {"auto", "xdp"},
 	"dhcp":        {"on", "off"},
 	"leg":         {"veth", "netkit"},
+	"guard":       {"off", "on", "on,router", "on,dhcp", "on,given"},
+	"bcrate":      {"off"},
 	"proto":       {"udp", "tcp", "icmp"},
 	"type":        {"macvlan", "ipvlan"},
 	"unknown":     {"pass", "drop"},

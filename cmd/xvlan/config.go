@@ -38,6 +38,8 @@ type linkYAML struct {
 	Delivery string   `yaml:"delivery,omitempty" json:"delivery,omitempty"`
 	Leg      string   `yaml:"leg,omitempty" json:"leg,omitempty"`
 	DHCP     string   `yaml:"dhcp,omitempty" json:"dhcp,omitempty"`
+	Guard    string   `yaml:"guard,omitempty" json:"guard,omitempty"`
+	Rate     string   `yaml:"bcrate,omitempty" json:"bcrate,omitempty"`
 	MACs     []string `yaml:"macaddr,omitempty,flow" json:"macaddr,omitempty"`
 	Queue    *uint32  `yaml:"bcqueuelen,omitempty" json:"bcqueuelen,omitempty"`
 	Limit    *int32   `yaml:"bclim,omitempty" json:"bclim,omitempty"`
@@ -132,6 +134,12 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 	}
 	if spec.DHCP != nil {
 		y.DHCP = onOffWord(*spec.DHCP)
+	}
+	if spec.Guard.Guard != nil {
+		y.Guard = spec.Guard.Guard.String()
+	}
+	if spec.Guard.Rate != nil {
+		y.Rate = rateWord(*spec.Guard.Rate)
 	}
 	if spec.Mode == maps.Source {
 		for _, mac := range spec.Source.MACs {

@@ -26,6 +26,7 @@ func (a *app) linkCmd() *cobra.Command {
 	add := &cobra.Command{
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
              [netns NAME|PID|PATH] [up] [delivery {auto|xdp}] [leg {veth|netkit}]
+             [guard {off|on[,router][,dhcp][,given]}] [bcrate {FRAMES|off}]
              type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
              [macaddr {add MAC | set [MAC...]}] [bcqueuelen FRAMES] [bclim DEVICES]
@@ -44,6 +45,12 @@ l3 with the flag bridge where nothing else is said, as with ip.
   up          set it up
   delivery    xdp: XDP programs and AF_XDP sockets on it get its unicast
   leg         netkit: its device is one of a netkit pair instead of veth (Linux 6.8)
+  guard       on: what it sends has to be its own: its MAC, its addresses, what it
+              says in ARP and neighbour discovery, without tags; nothing that only
+              routers and DHCP servers say, unless router and dhcp allow it; from
+              no addresses but given ones, where there are any or given is said
+  bcrate      broadcasts, ARP and neighbour discovery that it may send a second;
+              100 with a guard, off without, where nothing is said
   macaddr     whose frames a macvlan in mode source receives
   nodst       and nobody else receives them
   nopromisc   leave the parent's promiscuity alone, in mode passthru
@@ -79,11 +86,12 @@ l3 with the flag bridge where nothing else is said, as with ip.
 			},
 		},
 		&cobra.Command{
-			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | delivery {auto|xdp}}
+			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | delivery {auto|xdp} |
+      guard {off|on[,router][,dhcp][,given]} | bcrate {FRAMES|off}}
   xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}]
       [bcqueuelen FRAMES] [bclim DEVICES] |
              ipvlan [mode MODE] [bridge|private|vepa] [dhcp {on|off}]}`,
-			Short: "Move a sub-interface, or change its delivery, mode, flag or list of sources",
+			Short: "Move a sub-interface, or change its delivery, guard, mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
 		&cobra.Command{
@@ -111,7 +119,7 @@ func (a *app) set(args []string) error {
 		return err
 	}
 	if kind == nil && to == (target{}) {
-		return usagef("set %s: say what: netns NAME, delivery xdp, or type ...; other changes are made with `ip link set`", sel.Name)
+		return usagef("set %s: say what: netns NAME, delivery xdp, guard on, or type ...; other changes are made with `ip link set`", sel.Name)
 	}
 	var change *loader.ModeChange
 	if kind != nil {
@@ -135,6 +143,11 @@ func (a *app) set(args []string) error {
 				return err
 			}
 		}
+		if to.guard != (loader.GuardSpec{}) {
+			if err := h.SetGuard(sel, to.guard); err != nil {
+				return err
+			}
+		}
 		if to.netns == "" { // last, when all that may be refused is through
 			return nil
 		}
@@ -146,6 +159,7 @@ func (a *app) set(args []string) error {
 type target struct {
 	netns string // "": stays
 	port  *bool  // nil: stays
+	guard loader.GuardSpec
 }
 
 func parseDatapath(s string) (loader.Datapath, error) {
@@ -260,6 +274,8 @@ func (w *words) linkWord(word string, spec *loader.LinkSpec) bool {
 		spec.Port = w.delivery()
 	case "leg":
 		spec.Netkit = w.leg()
+	case "guard", "bcrate":
+		w.guard(word, &spec.Guard)
 	default:
 		return false
 	}
@@ -299,6 +315,19 @@ func (w *words) onOff(keyword string) bool {
 		w.fail(usagef("%s %q: not known; on and off are", keyword, v))
 	}
 	return v == "on"
+}
+
+// guard reads a guard or a budget.
+func (w *words) guard(keyword string, spec *loader.GuardSpec) {
+	value := map[string]string{keyword: w.value(keyword)}
+	if w.err != nil {
+		return
+	}
+	if value[keyword] == "" {
+		w.fail(usagef("%s: its value is missing", keyword))
+	} else if err := spec.Parse(value["guard"], value["bcrate"]); err != nil {
+		w.fail(err)
+	}
 }
 
 func (w *words) mac(keyword string) net.HardwareAddr {
@@ -362,6 +391,8 @@ func parseSelector(w *words, to *target) (sel loader.Selector, err error) {
 		case word == "delivery" && to != nil:
 			port := w.delivery()
 			to.port = &port
+		case (word == "guard" || word == "bcrate") && to != nil:
+			w.guard(word, &to.guard)
 		case word == "netns":
 			sel.Netns = w.value(word)
 		case word == "leg" && to != nil:

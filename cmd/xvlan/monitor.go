@@ -29,7 +29,7 @@ const (
 // from sub-interfaces. Those that are no frame's fate are in neither.
 var (
 	inVerdicts  = []maps.Verdict{maps.Pass, maps.RX, maps.DropUnknown, maps.DropFanout, maps.DropReturned}
-	outVerdicts = []maps.Verdict{maps.TX, maps.DropMalformed, maps.DropMTU, maps.DropMode, maps.DropRoute, maps.DropInactive}
+	outVerdicts = append([]maps.Verdict{maps.TX}, slices.DeleteFunc(maps.SentDrops(), func(v maps.Verdict) bool { return v == maps.DropRingTX })...)
 )
 
 func noDrop(v maps.Verdict) bool { return !v.IsDrop() }
@@ -197,7 +197,16 @@ func linkTraits(l *loader.Link) []trait {
 		{"netns", l.Netns}, {"address", l.MAC.String()}, {"mtu", strconv.Itoa(l.MTU)}, {"state", l.OperState},
 		{"flags", "<" + strings.Join(flags(l.Flags), ",") + ">"}, {"delivery", delivery(l.Place)},
 		{"dhcp", onOffWord(!l.NoDHCP)},
+		{"guard", guardWord(l.Guard)},
 	}
+}
+
+// guardWord is a guard with its budget, "" for neither.
+func guardWord(g maps.Guard) string {
+	if !g.Active() {
+		return ""
+	}
+	return g.String() + " bcrate " + rateWord(g.Rate)
 }
 
 func parentTraits(p *loader.ParentInfo) []trait {

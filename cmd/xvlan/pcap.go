@@ -28,6 +28,15 @@ var meanings = map[maps.Verdict]string{
 	maps.DropMode:      "its mode does not carry it, or keeps it from siblings",
 	maps.DropRoute:     "the parent's namespace has no route for it",
 	maps.DropInactive:  "sent by a leg that has no sub-interface any more",
+	maps.DropSourceMAC: "sent from a MAC that is not its own",
+	maps.DropSourceIP:  "sent from an address that is not its own",
+	maps.DropARP:       "ARP that is not in its own name",
+	maps.DropND:        "neighbour discovery that is not in its own name",
+	maps.DropRouter:    "only a router says that",
+	maps.DropDHCP:      "only a DHCP server says that, or it asks for others",
+	maps.DropTag:       "it has a tag",
+	maps.DropEtherType: "neither IPv4 nor IPv6 nor ARP",
+	maps.DropRate:      "more broadcasts, ARP and neighbour discovery than its budget",
 }
 
 // pcap writes frames as pcapng.

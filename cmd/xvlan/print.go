@@ -64,6 +64,9 @@ func (a *app) printLink(l loader.Link) {
 		if helpsDHCP(&l) {
 			fmt.Fprintf(a.out, "    dhcp %s\n", onOffWord(!l.NoDHCP))
 		}
+		if l.Guard.Active() {
+			fmt.Fprintf(a.out, "    guard %s\n", guardWord(l.Guard))
+		}
 		if l.Owner != "" {
 			fmt.Fprintf(a.out, "    owner %s\n", l.Owner)
 		}
@@ -186,6 +189,8 @@ type linkJSON struct {
 	Pair      string      `json:"leg,omitempty"` // not on the kernel rung, as is
 	Delivery  string      `json:"delivery,omitempty"`
 	DHCP      string      `json:"dhcp,omitempty"` // of an ipvlan in mode l2: whether its clients are helped
+	Guard     string      `json:"guard,omitempty"`
+	Rate      uint32      `json:"bcrate,omitempty"` // broadcasts, ARP and neighbour discovery a second
 	WireMAC   string      `json:"wire_address"`
 	Owner     string      `json:"owner,omitempty"` // who had it made, a container runtime's name for it
 	Addrs     []addrJSON  `json:"addrs"`
@@ -264,6 +269,7 @@ func linksJSON(links []loader.Link) []linkJSON {
 		j.Info = linkInfo(l)
 		if l.ID != 0 {
 			j.Pair, j.Delivery = pairWord(l.Netkit), delivery(l.Place)
+			j.Guard, j.Rate = l.Guard.String(), l.Guard.Rate
 		}
 		if helpsDHCP(&l) {
 			j.DHCP = onOffWord(!l.NoDHCP)
