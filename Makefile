@@ -144,6 +144,7 @@ WRITE_REPORT := bin/bench -report bench/report -baseline bench/baseline.json
 
 .PHONY: bench
 bench: bench-tools ## measure against the kernel's macvlan, interleaved, and write bench/report
+	$(call need,/usr/lib/cni/macvlan:containernetworking-plugins)
 	$(SUDO) bin/bench -json bin/ratios.json
 	$(WRITE_REPORT) -from bin/ratios.json
 

@@ -322,12 +322,12 @@ func (b *bench) byCommand(ctx context.Context, binary string) (rows []*row, err 
 	return rows, nil
 }
 
-// build makes the command as it is installed.
+// build makes a command as it is installed, the one of the file's name.
 func build(binary string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/xvlan/xvlan/cmd/xvlan")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", binary, "github.com/xvlan/xvlan/cmd/"+filepath.Base(binary))
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build xvlan: %w: %s", err, bytes.TrimSpace(out))
+		return fmt.Errorf("build %s: %w: %s", filepath.Base(binary), err, bytes.TrimSpace(out))
 	}
 	return nil
 }

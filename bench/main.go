@@ -49,6 +49,7 @@ var cases = []testCase{
 	{"consumer", "A program in the container", (*bench).consumer},
 	{"addresses", "Many addresses", (*bench).addresses},
 	{"control", "Making and removing", (*bench).control},
+	{"cni", "Containers", (*bench).cni},
 	{"function", "Equal function", (*bench).function},
 }
 
@@ -72,7 +73,7 @@ func main() {
 	flag.IntVar(&b.rounds, "rounds", 9, "how many `times` everything is measured; the median counts")
 	flag.DurationVar(&b.time, "time", 250*time.Millisecond, "how long each contender is measured in each round")
 	flag.StringVar(&o.only, "only", caseNames(), "the `cases` to run, with commas between")
-	flag.BoolVar(&b.large, "large", false, "also make 10,000 sub-interfaces, in case control")
+	flag.BoolVar(&b.large, "large", false, "also make 10,000 sub-interfaces, in case control, and 1,000, in case cni")
 	flag.BoolVar(&b.netkit, "netkit", false, "make xvlan's of netkit pairs, in the cases tcp, latency and send (Linux 6.8)")
 	flag.StringVar(&o.json, "json", "", "also write the results to this `file`; - is standard output")
 	flag.StringVar(&o.report, "report", "", "write a report with charts into this `folder`, with the counts of -baseline")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -31,8 +32,9 @@ func add(args *skel.CmdArgs) error {
 	return err
 }
 
-// add makes the device first, since some IPAM plugins, dhcp among them, use it.
-// It is not up before its addresses are entered: so nobody else can learn them.
+// add asks for addresses while the device is made, or after, where the IPAM plugin
+// uses it. The device is not up before they are entered: so nobody else can learn
+// them.
 func (c *call) add() (err error) {
 	spec, err := c.spec(c.args)
 	if err != nil {
@@ -48,8 +50,19 @@ func (c *call) add() (err error) {
 	if spec.Parent, err = c.master(before); err != nil {
 		return err
 	}
+	addresses := sync.OnceValues(func() (*current.Result, error) { return c.addresses(before) })
+	if !c.usesDevice() {
+		go addresses()
+	}
 	if err := c.host(func(h *loader.Host) error { return h.Add(spec) }); err != nil {
-		return fmt.Errorf("master %s: %w", spec.Parent, err)
+		err = fmt.Errorf("master %s: %w", spec.Parent, err)
+		if c.usesDevice() {
+			return err
+		}
+		if _, none := addresses(); none == nil {
+			err = errors.Join(err, c.exec(c.args, invoke.DelegateDel))
+		}
+		return err
 	}
 	undo := []func() error{c.remove}
 	defer func() {
@@ -57,13 +70,11 @@ func (c *call) add() (err error) {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	result, err := c.addresses(before)
+	result, err := addresses()
 	if err != nil {
 		return err
 	}
-	if c.IPAM.Type != "" {
-		undo = append(undo, func() error { return c.exec(c.args, invoke.DelegateDel) })
-	}
+	undo = append(undo, func() error { return c.exec(c.args, invoke.DelegateDel) })
 	if err := c.give(result); err != nil {
 		return err
 	}

@@ -151,6 +151,10 @@ func (c *conf) exec(args *skel.CmdArgs, fn func(context.Context, string, []byte,
 	return nil
 }
 
+// usesDevice tells whether the IPAM plugin works by the device. The specification
+// lets none count on it, and the reference plugin ptp has none yet when it asks.
+func (c *conf) usesDevice() bool { return c.IPAM.Type == "dhcp" }
+
 // findIPAM makes sure of the IPAM plugin before anything is made.
 func (c *conf) findIPAM(args *skel.CmdArgs) error {
 	if c.IPAM.Type == "" {

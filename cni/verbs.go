@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/skel"
@@ -16,20 +17,26 @@ import (
 )
 
 // del removes what add has made, or as much of it as there is. The address is
-// given back first, since dhcp does so by the device; that this fails is no
-// reason to leave the device.
+// given back meanwhile, or before, where the IPAM plugin uses the device; that this
+// fails is no reason to leave the device.
 func del(args *skel.CmdArgs) error {
 	conf, err := parse(args)
 	if err != nil {
 		return err
 	}
 	c := &call{conf: conf, args: args}
-	released := c.exec(args, invoke.DelegateDel)
+	release := sync.OnceValue(func() error { return c.exec(args, invoke.DelegateDel) })
+	if c.usesDevice() {
+		release() // says again below what it says
+	} else {
+		go release()
+	}
 	if netns, err := ns.GetNS(args.Netns); err == nil {
 		c.netns = netns
 		defer netns.Close()
 	}
-	return errors.Join(released, c.remove())
+	removed := c.remove()
+	return errors.Join(release(), removed)
 }
 
 // remove removes the sub-interface; that there is none is no error. What is left

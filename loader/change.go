@@ -27,10 +27,17 @@ func (s Selector) means(l Link) bool {
 	return l.Name == s.Name && (s.Parent == "" || l.Parent == s.Parent) && (s.Netns == "" || l.Netns == s.Netns)
 }
 
+// anywhere is the selector without its namespace, for what is known to be there:
+// one can be named in several ways.
+func (s Selector) anywhere() Selector {
+	s.Netns = ""
+	return s
+}
+
 // Find returns the one sub-interface that a selector means. A name that
 // several have is the one's in this namespace, if there is one.
 func (h *Host) Find(sel Selector) (Link, error) {
-	if l, ok, err := h.findIn(sel); err != nil || ok && (sel.Owner == "" || sel.means(l)) {
+	if l, ok, err := h.findIn(sel); err != nil || ok {
 		return l, err
 	}
 	links, err := h.Links()
@@ -59,46 +66,70 @@ func (h *Host) Find(sel Selector) (Link, error) {
 
 // findIn is Find in the namespace that the selector names, or else in this one,
 // without a look at all that there is elsewhere. ok is false where that tells
-// nothing, as of devices of the kernel rung.
+// nothing.
 func (h *Host) findIn(sel Selector) (l Link, ok bool, err error) {
-	s, err := openSpace(sel.Netns)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrPrivilege) {
-		return l, false, nil
-	}
-	if err != nil {
+	at, ok, err := h.placeIn(sel)
+	if !ok || err != nil {
 		return l, false, err
 	}
-	defer s.close()
-	dev, err := s.nl.LinkByName(sel.Name)
-	if err != nil || !isPair(dev) {
-		return l, false, nil // whoever looks everywhere says what is wrong
-	}
-	leg, err := h.nl.LinkByIndex(dev.Attrs().ParentIndex)
-	if err != nil {
-		return l, false, nil // it is the other end's index in another namespace
-	}
-	nsid := -1
-	if !s.own {
-		if nsid, err = h.nl.GetNetNsIdByFd(int(s.file.Fd())); err != nil {
-			return l, false, fmt.Errorf("read id of netns %s: %w", s.name, err)
-		}
-	}
-	key, id, isLeg := parseLeg(leg.Attrs().Name)
-	if !isLeg || leg.Attrs().ParentIndex != dev.Attrs().Index || leg.Attrs().NetNsID != nsid || s.own != (nsid < 0) {
-		return l, false, nil
-	}
-	f := h.folder(key)
-	err = h.readParent(f, func(set *maps.Set, rec maps.Parent) error {
-		links, err := h.linksOf(f, set, rec, map[int]string{nsid: s.name}, id)
-		if len(links) == 1 && (sel.Parent == "" || sel.Parent == rec.Name) {
-			l, ok = links[0], true
-		}
+	err = h.readParent(at.folder, func(set *maps.Set, rec maps.Parent) error {
+		l, ok, err = h.linkAt(at, set, rec)
 		return err
 	})
 	if errors.Is(err, fs.ErrPermission) {
 		return l, false, nil // whoever looks everywhere says what it takes
 	}
-	return l, ok, err
+	return l, ok && sel.anywhere().means(l), err
+}
+
+// place is where a parent's records tell of a sub-interface.
+type place struct {
+	folder folder
+	id     maps.ID
+	spaces map[int]string // what the namespace that it is in is called, by its id
+}
+
+// linkAt reads the sub-interface that is at a place; ok is false where there is none.
+func (h *Host) linkAt(at place, set *maps.Set, rec maps.Parent) (l Link, ok bool, err error) {
+	links, err := h.linksOf(at.folder, set, rec, at.spaces, at.id)
+	if len(links) == 0 || err != nil {
+		return l, false, err
+	}
+	return links[0], true, nil
+}
+
+// placeIn finds the place of the device that has a selector's name in the namespace
+// that it names, or else in this one: the host leg's name tells. ok is false where
+// there is none, as of devices of the kernel rung.
+func (h *Host) placeIn(sel Selector) (at place, ok bool, err error) {
+	s, err := openSpace(sel.Netns)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrPrivilege) {
+		return at, false, nil
+	}
+	if err != nil {
+		return at, false, err
+	}
+	defer s.close()
+	dev, err := s.nl.LinkByName(sel.Name)
+	if err != nil || !isPair(dev) {
+		return at, false, nil // whoever looks everywhere says what is wrong
+	}
+	leg, err := h.nl.LinkByIndex(dev.Attrs().ParentIndex)
+	if err != nil {
+		return at, false, nil // it is the other end's index in another namespace
+	}
+	nsid := -1
+	if !s.own {
+		if nsid, err = h.nl.GetNetNsIdByFd(int(s.file.Fd())); err != nil {
+			return at, false, fmt.Errorf("read id of netns %s: %w", s.name, err)
+		}
+	}
+	key, id, isLeg := parseLeg(leg.Attrs().Name)
+	if !isLeg || leg.Attrs().ParentIndex != dev.Attrs().Index || leg.Attrs().NetNsID != nsid || s.own != (nsid < 0) ||
+		sel.Owner != "" && leg.Attrs().Alias != sel.Owner {
+		return at, false, nil
+	}
+	return place{h.folder(key), id, map[int]string{nsid: s.name}}, true, nil
 }
 
 // Del removes a sub-interface, and with the last one leaves the parent as it
@@ -135,9 +166,9 @@ func (h *Host) Move(sel Selector, netns string) error {
 				return err
 			}
 			if dev == nil {
-				return gone(l)
+				return gone(l.Name)
 			}
-			from, err := h.spaceByID(nsid)
+			from, err := h.spaceOf(l, nsid)
 			if err != nil {
 				return err
 			}
@@ -175,41 +206,51 @@ func (h *Host) move(l netlink.Link, from, to *space) error {
 
 // change finds a sub-interface and acts on it under its parent's lock.
 func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func(*parent, Link, maps.Sub) error) error {
-	found, err := h.Find(sel)
-	if errors.Is(err, ErrNotFound) { // its device may be gone: then the rest goes too
-		if swept := h.Sweep(); swept != nil {
-			h.log.Warn("cannot tidy up", "err", swept)
-		}
-		return err
-	}
+	at, ok, err := h.placeIn(sel)
 	if err != nil {
 		return err
 	}
-	if found.Rung.Rung == maps.RungKernel {
-		return h.changeKernel(found, onKernel)
+	if !ok || sel.Parent != "" {
+		found, err := h.Find(sel)
+		if errors.Is(err, ErrNotFound) { // its device may be gone: then the rest goes too
+			if swept := h.Sweep(); swept != nil {
+				h.log.Warn("cannot tidy up", "err", swept)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		if found.Rung.Rung == maps.RungKernel {
+			return h.changeKernel(found, onKernel)
+		}
+		key, id, _ := parseLeg(found.Leg)
+		at = place{h.folder(key), id, map[int]string{found.nsid: found.Netns}}
 	}
 	if err := h.sweepDead(); err != nil {
 		return err
 	}
-	key, _, _ := parseLeg(found.Leg)
-	p, unlock, err := h.lockFolder(h.folder(key))
+	p, unlock, err := h.lockFolder(at.folder)
 	if err != nil {
 		return err
 	}
 	if p == nil {
-		return gone(found)
+		return gone(sel.Name)
 	}
 	defer unlock()
 	defer p.close()
 	if err := p.refresh(); err != nil {
 		return err
 	}
-	sub, err := p.maps.Sub(found.ID)
+	found, ok, err := h.linkAt(at, p.maps, p.rec)
 	if err != nil {
 		return err
 	}
-	if sub.State != maps.Active || sub.Gen != found.gen {
-		return errors.Join(gone(found), p.detachIfEmpty())
+	if !ok || !sel.anywhere().means(found) { // it may have been moved meanwhile
+		return errors.Join(gone(sel.Name), p.detachIfEmpty())
+	}
+	sub, err := p.maps.Sub(found.ID)
+	if err != nil {
+		return err
 	}
 	return onOurs(p, found, sub)
 }
@@ -230,9 +271,9 @@ func (h *Host) changeKernel(found Link, fn func(kernelLink) error) error {
 			return fn(k)
 		}
 	}
-	return gone(found)
+	return gone(found.Name)
 }
 
-func gone(l Link) error {
-	return fmt.Errorf("sub-interface %s: %w: somebody else has just removed it", l.Name, ErrNotFound)
+func gone(name string) error {
+	return fmt.Errorf("sub-interface %s: %w: somebody else has just removed it", name, ErrNotFound)
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/maps"
@@ -271,24 +272,25 @@ func netkitPair(attrs netlink.LinkAttrs, in *space, spec *LinkSpec) *netlink.Net
 	return netkit
 }
 
-// hideLeg keeps the host's stack off the host leg: no IPv6, no ARP.
-func (h *Host) hideLeg(leg string, index int) error {
+// startLeg sets a host leg up, with the host's stack kept off it, no IPv6 and no
+// ARP, and its owner, if it has one, written down. All but IPv6 is one message:
+// each has to wait for the kernel's one lock on devices.
+func (h *Host) startLeg(leg string, index int, owner string) error {
 	path := filepath.Join("/proc/sys/net/ipv6/conf", leg, "disable_ipv6")
 	if err := os.WriteFile(path, []byte("1"), 0o644); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("disable ipv6 on host leg: %w", err)
 	}
-	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index, Name: leg}}
-	if err := h.nl.LinkSetARPOff(l); err != nil {
-		return fmt.Errorf("turn arp off on host leg: %w", err)
+	req := nl.NewNetlinkRequest(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	msg.Flags = unix.IFF_UP | unix.IFF_NOARP
+	msg.Change = msg.Flags
+	req.AddData(msg)
+	if owner != "" {
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(owner)))
 	}
-	return nil
-}
-
-// setUp sets a device up by index.
-func (h *Host) setUp(index int) error {
-	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: index}}
-	if err := h.nl.LinkSetUp(l); err != nil {
-		return fmt.Errorf("set host leg up: %w", err)
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+		return fmt.Errorf("set host leg up, of owner %q: %w", owner, err)
 	}
 	return nil
 }

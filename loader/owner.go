@@ -3,8 +3,6 @@ package loader
 import (
 	"fmt"
 	"strings"
-
-	"github.com/vishvananda/netlink"
 )
 
 // Whoever makes sub-interfaces for others, as container runtimes do, has to find
@@ -25,18 +23,6 @@ func checkOwner(owner string) error {
 	}
 	if strings.Contains(owner, ownerMark) {
 		return fmt.Errorf("owner %q: %w: it contains %q", owner, ErrInvalid, ownerMark)
-	}
-	return nil
-}
-
-// own writes an owner down at a host leg.
-func (h *Host) own(leg int, owner string) error {
-	if owner == "" {
-		return nil
-	}
-	l := &netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: leg}}
-	if err := h.nl.LinkSetAlias(l, owner); err != nil {
-		return fmt.Errorf("write the owner %s down: %w", owner, err)
 	}
 	return nil
 }

@@ -133,7 +133,7 @@ func (p *parent) setPort(l Link, sub maps.Sub, on bool) error {
 		return err
 	}
 	if dev == nil {
-		return gone(l)
+		return gone(l.Name)
 	}
 	sub.Place = maps.Port
 	if !on {
@@ -226,5 +226,8 @@ func (p *parent) reopen(leg netlink.Link) error {
 	if err := p.h.nl.LinkSetDown(leg); err != nil {
 		return fmt.Errorf("set host leg down: %w", err)
 	}
-	return p.h.setUp(leg.Attrs().Index)
+	if err := p.h.nl.LinkSetUp(leg); err != nil {
+		return fmt.Errorf("set host leg up: %w", err)
+	}
+	return nil
 }

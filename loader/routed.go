@@ -274,9 +274,9 @@ func (h *Host) setARP(l Link, leg int, on bool) error {
 		return err
 	}
 	if dev == nil {
-		return gone(l)
+		return gone(l.Name)
 	}
-	in, err := h.spaceByID(nsid)
+	in, err := h.spaceOf(l, nsid)
 	if err != nil {
 		return err
 	}

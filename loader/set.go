@@ -79,9 +79,9 @@ func (p *parent) inside(l Link, sub maps.Sub, fn func(in *space, dev netlink.Lin
 		return err
 	}
 	if dev == nil {
-		return gone(l)
+		return gone(l.Name)
 	}
-	in, err := p.h.spaceByID(nsid)
+	in, err := p.h.spaceOf(l, nsid)
 	if err != nil {
 		return err
 	}

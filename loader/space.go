@@ -157,6 +157,22 @@ func (h *Host) visit(files iter.Seq[string], self *os.File, seen map[uint64]bool
 	return nil
 }
 
+// spaceOf opens the namespace of an id, where the sub-interface is: by its name, if
+// that is it, which saves a look at all others.
+func (h *Host) spaceOf(l Link, nsid int) (*space, error) {
+	if nsid >= 0 && l.Netns != "" {
+		if s, err := openSpace(l.Netns); err == nil {
+			if id, err := h.nl.GetNetNsIdByFd(int(s.file.Fd())); err == nil && id == nsid {
+				return s, nil
+			}
+			s.close()
+		} else if errors.Is(err, ErrAstray) {
+			return nil, err
+		}
+	}
+	return h.spaceByID(nsid)
+}
+
 // spaceByID opens the namespace of an id as seen from here, ErrNotFound if
 // nothing that can be opened leads to it. A negative id is the own one.
 func (h *Host) spaceByID(nsid int) (*space, error) {

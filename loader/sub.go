@@ -116,15 +116,12 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	if sub.Leg, err = p.h.addLegs(leg, in, spec); err != nil {
 		return err
 	}
-	if err := p.h.own(sub.Leg, spec.Owner); err != nil {
-		return err
-	}
 	if spec.Port {
 		if err := p.openPort(id, sub, in, spec.Name); err != nil {
 			return err
 		}
 	}
-	if err := p.hookLeg(id, leg, sub); err != nil {
+	if err := p.hookLeg(id, leg, sub, spec.Owner); err != nil {
 		return err
 	}
 	if spec.Mode.Routed() {
@@ -215,7 +212,7 @@ func (p *parent) takeID(subs []maps.Sub) (maps.ID, maps.Sub, error) {
 
 // hookLeg puts xvlan_tx on the host leg before it is up: no frame of the inner
 // leg's ever meets the host's stack.
-func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub) error {
+func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub, owner string) error {
 	if err := p.maps.PutSub(id, sub); err != nil { // with the leg's index
 		return err
 	}
@@ -230,10 +227,7 @@ func (p *parent) hookLeg(id maps.ID, leg string, sub maps.Sub) error {
 			return err
 		}
 	}
-	if err := p.h.hideLeg(leg, sub.Leg); err != nil {
-		return err
-	}
-	return p.h.setUp(sub.Leg)
+	return p.h.startLeg(leg, sub.Leg, owner)
 }
 
 // meet lets the programs know where the kernel keeps the inner leg, by which
