@@ -304,6 +304,7 @@ func TestSoak(t *testing.T) {
 	for what, n := range s.said {
 		t.Logf("%d times: %s", n, what)
 	}
+	s.tellWhy(t)
 	s.calm(t)
 	for _, f := range streams {
 		f.end(t)
@@ -324,6 +325,25 @@ func TestSoak(t *testing.T) {
 		t.Errorf("not as it was before:\n%s", d)
 	}
 	s.nothingLeft(t)
+}
+
+// tellWhy shows how things are if the test fails, which nobody can repeat.
+func (s *soak) tellWhy(t *testing.T) {
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		spaces := []*lab.Netns{s.wire, s.host}
+		for _, e := range s.stays {
+			spaces = append(spaces, e.ns)
+		}
+		for _, n := range spaces {
+			t.Log(n.Name(), n.Run(t, "ip", "-s", "-d", "addr"), n.Run(t, "ip", "neigh"), n.Run(t, "ip", "route"))
+		}
+		for _, line := range []string{"-d -s link show", "-d parent show"} {
+			t.Log(s.xvlan(t, strings.Fields(line)...).out)
+		}
+	})
 }
 
 // calm puts the parent as it was, and removes what does not stay.
