@@ -17,7 +17,7 @@ import (
 
 // Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
 // xvlan.h. Maps that say another one must not be written to.
-const Schema = 8
+const Schema = 9
 
 // OldestSchema is the oldest whose maps can be carried over, see maps.Older.
 const OldestSchema = 5

@@ -45,6 +45,7 @@ struct net_device {
 
 struct sk_buff {
 	struct net_device *dev;
+	__u8 redirected : 1; /* by a program, and not come in since */
 };
 
 struct xdp_rxq_info {

@@ -119,7 +119,7 @@ func (w *world) run(tb testing.TB, prog string, from uint32, frame []byte, gso u
 	switch prog {
 	case bpf.XvlanProgXvlanXdp:
 		opts.Context = nil
-	case bpf.XvlanProgXvlanRx:
+	case bpf.XvlanProgXvlanRx, bpf.XvlanProgXvlanHost:
 		ctx.Ifindex = w.meta.Ifindex
 	case bpf.XvlanProgXvlanTx:
 		ctx.Ifindex = w.subs[from].Leg

@@ -71,6 +71,7 @@ const (
 	TraceMapSightings    = "sightings"
 	TraceMapStats        = "stats"
 	TraceProgXvlanCarry  = "xvlan_carry"
+	TraceProgXvlanHost   = "xvlan_host"
 	TraceProgXvlanMeet   = "xvlan_meet"
 	TraceProgXvlanRx     = "xvlan_rx"
 	TraceProgXvlanTurn   = "xvlan_turn"
@@ -129,6 +130,7 @@ type TraceSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type TraceProgramSpecs struct {
 	XvlanCarry *ebpf.ProgramSpec `ebpf:"xvlan_carry"`
+	XvlanHost  *ebpf.ProgramSpec `ebpf:"xvlan_host"`
 	XvlanMeet  *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
 	XvlanTurn  *ebpf.ProgramSpec `ebpf:"xvlan_turn"`
@@ -232,6 +234,7 @@ type TraceVariables struct {
 // It can be passed to LoadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TracePrograms struct {
 	XvlanCarry *ebpf.Program `ebpf:"xvlan_carry"`
+	XvlanHost  *ebpf.Program `ebpf:"xvlan_host"`
 	XvlanMeet  *ebpf.Program `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.Program `ebpf:"xvlan_rx"`
 	XvlanTurn  *ebpf.Program `ebpf:"xvlan_turn"`
@@ -242,6 +245,7 @@ type TracePrograms struct {
 func (p *TracePrograms) Close() error {
 	return _TraceClose(
 		p.XvlanCarry,
+		p.XvlanHost,
 		p.XvlanMeet,
 		p.XvlanRx,
 		p.XvlanTurn,

@@ -12,6 +12,7 @@
  *   deliver  to a sibling's leg, to all legs, to the wire, or on to the host
  *   police   source guard, MTU, malformed ARP and ND, who may learn what
  *   route    what is sent in the modes l3 and l3s, by destination IP alone
+ *   host     what the host and sub-interfaces with host access send each other
  *
  *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids, and serves
  *                                   the XDP programs of sub-interfaces
@@ -19,6 +20,7 @@
  *   xvlan_tx   host leg, tc ingress sub-interface -> siblings, the rest -> wire; of a
  *                                   netkit pair, on the inner leg's egress
  *   xvlan_turn host leg, tc ingress of a netkit pair: what is for a sibling's peer
+ *   xvlan_host parent, tc egress   host -> sub-interfaces with host access, the rest -> wire
  *   xvlan_meet by the loader       writes down what is at a host leg's other end
  *   xvlan_carry by the loader      adds to counters while frames are counted
  */
@@ -413,15 +415,11 @@ static __always_inline bool is_sure(const struct dest *d)
 	       (d->flags & DEST_LEASED && d->until > bpf_ktime_get_boot_ns() / NSEC_PER_SEC);
 }
 
-/* The one sub-interface that a group-addressed ARP or ND question is for, so
- * that the others need not be woken. Only given and leased addresses: were learned
- * ones taken, whoever claimed the gateway's would capture everybody's questions.
- * Gratuitous ARP is an announcement, for all. A routed one would not answer;
- * the host may be set up to do so for it. */
-static __always_inline struct sub *asked(struct frame *f, __u32 *id)
+/* The entry of the address that an ARP or ND question is for, NULL where the frame
+ * is none. Gratuitous ARP is an announcement. */
+static __always_inline struct dest *question(struct frame *f)
 {
-	struct dest *d = NULL;
-	struct sub *sub;
+	struct nd *nd;
 
 	note(STEP_QUESTION, 0, 0);
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
@@ -429,13 +427,23 @@ static __always_inline struct sub *asked(struct frame *f, __u32 *id)
 
 		if (arp && is_arp_ip4(arp) && arp->op_be == bpf_htons(1) &&
 		    __builtin_memcmp(arp->spa, arp->tpa, 4))
-			d = dest_by_ip4(f->vlan, arp->tpa);
-	} else {
-		struct nd *nd = nd_at(f);
-
-		if (nd && nd->type == ND_NEIGHBOR_SOLICIT)
-			d = dest_by_ip6(f->vlan, nd->target);
+			return dest_by_ip4(f->vlan, arp->tpa);
+		return NULL;
 	}
+	nd = nd_at(f);
+	return nd && nd->type == ND_NEIGHBOR_SOLICIT ? dest_by_ip6(f->vlan, nd->target) : NULL;
+}
+
+/* The one sub-interface that a group-addressed ARP or ND question is for, so
+ * that the others need not be woken. Only given and leased addresses: were learned
+ * ones taken, whoever claimed the gateway's would capture everybody's questions.
+ * Announcements are for all. A routed one would not answer; the host may be set up
+ * to do so for it. */
+static __always_inline struct sub *asked(struct frame *f, __u32 *id)
+{
+	struct dest *d = question(f);
+	struct sub *sub;
+
 	sub = d && is_sure(d) ? owner(d, id) : NULL;
 	return sub && !is_routed(sub) ? sub : NULL;
 }
@@ -556,7 +564,7 @@ static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 		sub->place = place;
 }
 
-enum way { FROM_WIRE, FROM_SIBLING, FROM_NETKIT };
+enum way { FROM_WIRE, FROM_SIBLING, FROM_NETKIT, FROM_HOST };
 
 static __always_inline enum way way_of(const struct sub *from)
 {
@@ -580,13 +588,13 @@ static __always_inline int to_peer(struct __sk_buff *skb, const struct sub *sub,
 
 /* Unicast to one sub-interface. The peer redirect makes the frame PACKET_HOST
  * whatever its MAC, and passes the inner leg's driver and its XDP program by; by
- * the leg, the inner device compares. What comes from the wire for one in mode
- * l3s goes up: the host's stack forwards it to the leg. */
+ * the leg, the inner device compares, which is all that egress has. What comes from the wire for
+ * one in mode l3s goes up: the host's stack forwards it to the leg. */
 static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
 				   struct size size, enum way way)
 {
 	count(skb, id, VERDICT_RX, size);
-	if (sub->place == PLACE_AWAY)
+	if (sub->place == PLACE_AWAY && way != FROM_HOST)
 		return to_peer(skb, sub, way);
 	if (sub->kind == KIND_IPVLAN) {
 		if (way == FROM_WIRE && sub->place == PLACE_HOST)
@@ -613,7 +621,7 @@ struct flood {
 	__u64 left;    /* bits of the members' word in hand */
 	__u32 first;   /* id of that word's lowest bit */
 	__u32 except;  /* the sender's id, 0 for the wire */
-	__u32 classes; /* of enum sub_class: who gets a copy */
+	__u32 classes; /* of enum sub_class: who gets a copy; and NOT_HOST or ONLY_HOST */
 	__u16 pad;     /* aligns dst for mac_eq */
 	__u8 dst[6];
 	__u8 sender[6]; /* MAC, for CLASS_SOURCE */
@@ -621,6 +629,10 @@ struct flood {
 	bool own;	/* dst is the parent's MAC */
 	bool nodst;	/* out: one got it that leaves nothing for others */
 };
+
+/* Beside classes: who has host access, or has not, is left out. */
+#define NOT_HOST  0x100
+#define ONLY_HOST 0x200
 
 /* Whether a member is left out. Counts one whose groups are too many to look. */
 static __always_inline bool not_joined(const struct flood *f, const struct sub *sub, __u32 id)
@@ -681,7 +693,8 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 	id = f->first + __builtin_ctzll(f->left);
 	f->left &= f->left - 1;
 	sub = sub_by_id(id);
-	if (!is_there(sub) || id == f->except || !(sub->class & f->classes))
+	if (!is_there(sub) || id == f->except || !(sub->class & f->classes) ||
+	    f->classes & (sub->flags & SUB_HOST ? NOT_HOST : ONLY_HOST))
 		return 0;
 	if (sub->class == CLASS_SOURCE) {
 		if (!listed(id, f->sender))
@@ -805,6 +818,16 @@ static __always_inline bool may_send(struct __sk_buff *skb, struct frame *f, con
 
 #include "route.h" /* tx_routed */
 
+/* Pause frames are for the device at the other end of the cable. */
+static __always_inline bool is_pause(const struct frame *f)
+{
+	return f->proto_be == bpf_htons(ETH_P_PAUSE);
+}
+
+/* ---- host ---- */
+
+#include "host.h" /* meets_host, copy_to_host, from_leg, host_whole */
+
 /* ---- the short way ---- */
 
 /* Whose the destination address of an untagged frame is, as far as slots say. */
@@ -919,7 +942,8 @@ static __always_inline bool unnamed(struct frame *f)
 
 /* Which classes get a group-addressed frame from the wire. Of what was sent
  * here and has come back, from a hairpin port, siblings that meet directly have
- * had their copies on the way out. *others tells what was not sent here. */
+ * had their copies on the way out, and of the host's those with host access.
+ * *others tells what was not sent here. */
 static __always_inline __u32 receivers(struct frame *f, const struct sub *from, bool *others)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
@@ -927,23 +951,25 @@ static __always_inline __u32 receivers(struct frame *f, const struct sub *from, 
 	*others = false;
 	if (from)
 		return from->class == CLASS_VEPA ? CLASS_VEPA | CLASS_BRIDGE : CLASS_VEPA;
-	if (!eth || !mac_eq(eth->h_source, meta.mac))
-		*others = true;
-	else if (unnamed(f))
-		return CLASS_VEPA;
+	if (eth && mac_eq(eth->h_source, meta.mac))
+		return unnamed(f) ? CLASS_VEPA : CLASS_MEMBERS | NOT_HOST;
+	*others = true;
 	return CLASS_MEMBERS;
-}
-
-/* Pause frames are for the device at the other end of the cable. */
-static __always_inline bool is_pause(const struct frame *f)
-{
-	return f->proto_be == bpf_htons(ETH_P_PAUSE);
 }
 
 static __always_inline int pass(struct __sk_buff *skb, struct size size)
 {
 	count(skb, 0, VERDICT_PASS, size);
 	return TC_ACT_UNSPEC;
+}
+
+/* The host gets a group-addressed frame, unless it has had a copy when a
+ * sub-interface with host access sent it. */
+static __always_inline int pass_group(struct frame *f, const struct sub *from, struct size size)
+{
+	if (from && has_host(f, from))
+		return drop(f->skb, 0, VERDICT_DROP_RETURNED, size);
+	return pass(f->skb, size);
 }
 
 /* Broadcast and multicast from the wire: to all, and the host keeps its own. A
@@ -956,7 +982,7 @@ static __always_inline int rx_group(struct frame *f, struct size size)
 	bool others;
 
 	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)) && !is_routed(from))
-		return from->kind == KIND_IPVLAN ? pass(f->skb, size)
+		return from->kind == KIND_IPVLAN ? pass_group(f, from, size)
 						 : deliver_group(f->skb, from, from_id, size);
 	if (is_pause(f))
 		return pass(f->skb, size);
@@ -971,7 +997,7 @@ static __always_inline int rx_group(struct frame *f, struct size size)
 	if (sub && sub->class & classes && id != from_id)
 		return deliver_group(f->skb, sub, id, size);
 	copy_to(f, classes, from ? from_id : 0, size);
-	return pass(f->skb, size);
+	return pass_group(f, from, size);
 }
 
 /* What the modes say of unicast for a sub-interface that is neither bridge nor
@@ -996,6 +1022,10 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (!parse_skb(skb, &f))
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
+	if (skb->mark == MARK_COPY) {
+		skb->mark = 0;
+		return pass(skb, size);
+	}
 	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan)) {
 		note(STEP_VLAN, 0, f.vlan);
 		return pass(skb, size); /* it is the VLAN device's */
@@ -1062,7 +1092,7 @@ int xvlan_rx(struct __sk_buff *skb)
 }
 
 /* Broadcast and multicast from a sub-interface: to those siblings that it
- * meets directly, and the wire. */
+ * meets directly, the host if it has access to that, and the wire. */
 static __always_inline int tx_group(struct frame *f, const struct sub *from, __u32 me,
 				    struct size size)
 {
@@ -1078,6 +1108,8 @@ static __always_inline int tx_group(struct frame *f, const struct sub *from, __u
 			return deliver_group(f->skb, sub, id, size);
 		copy_to(f, CLASS_BRIDGE, me, size);
 	}
+	if (has_host(f, from) && !is_pause(f))
+		copy_to_host(f, size);
 	return bpf_redirect(meta.ifindex, 0);
 }
 
@@ -1109,9 +1141,7 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	if (!to && !unknown && is_inward(f->skb, from))
 		return bpf_redirect_peer(from->leg, 0); /* copy_as_own has counted it */
 	count(f->skb, me, VERDICT_TX, size);
-	/* The parent's MAC is the sender's, too: what has it and is for none of
-	 * those who share it is the host's. */
-	if (!to && !unknown && from->kind == KIND_IPVLAN && from->class != CLASS_VEPA)
+	if (!to && !unknown && meets_host(f, from))
 		return bpf_redirect(meta.ifindex, BPF_F_INGRESS);
 	return bpf_redirect(meta.ifindex, 0);
 }
@@ -1191,6 +1221,13 @@ int xvlan_turn(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	skb->mark = 0;
 	return bpf_redirect_peer(leg == MARK_INWARD ? skb->ifindex : leg, 0);
+}
+
+/* There while a sub-interface has host access. */
+SEC("tc")
+int xvlan_host(struct __sk_buff *skb)
+{
+	return from_leg(skb) ? TC_ACT_UNSPEC : host_whole(skb);
 }
 
 /* Run by the loader as if by a frame on a new host leg. */

@@ -13,9 +13,9 @@
  * loader never writes into maps that another version's programs read. What older
  * maps hold is carried over by the names of types and fields, see convert() in
  * package maps: so what changes its meaning takes another name, and what is an
- * index or a bit (verdicts, flags) stays at its place. 8 is 7 with SUB_GUARDED and what
- * that asks for, which programs for 7 do not heed; all else is laid out as it was. */
-#define XVLAN_SCHEMA 8
+ * index or a bit (verdicts, flags) stays at its place. 9 is 8 with SUB_HOST, which
+ * programs for 8 do not heed, and parent.hosts; all else is laid out as it was. */
+#define XVLAN_SCHEMA 9
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -44,12 +44,15 @@
 enum verdict {
 	VERDICT_PASS,		/* parent: for the host, or for what else hangs on the parent */
 	VERDICT_RX,		/* sub-interface: handed to it, from the wire or a sibling */
-	VERDICT_TX,		/* sub-interface: sent by it, to the wire or to siblings */
+	VERDICT_TX,		/* sub-interface: sent by it, to the wire, to siblings or the host;
+				   parent: sent by the host while any has host access */
 	VERDICT_DROP_UNKNOWN,	/* parent: for no sub-interface, and `unknown drop` is set */
-	VERDICT_DROP_FANOUT,	/* sub-interface: its copy of a group-addressed frame was refused */
+	VERDICT_DROP_FANOUT,	/* sub-interface, or parent for the host: its copy of a
+				   group-addressed frame was refused */
 	VERDICT_DROP_MALFORMED, /* sub-interface sent headers that cannot be followed */
 	VERDICT_DROP_MTU,	/* sub-interface sent more than the parent's MTU */
-	VERDICT_DROP_RETURNED,	/* sub-interface is private, a sibling's frame came back to it */
+	VERDICT_DROP_RETURNED,	/* sub-interface is private, a sibling's frame came back to it;
+				   parent: came back, and the host has had its copy */
 	VERDICT_DROP_MODE,	/* sub-interface sent what its mode does not carry, or keeps from
 				   siblings */
 	VERDICT_DROP_ROUTE,	/* sub-interface: the parent's namespace has no route for it */
@@ -119,6 +122,7 @@ enum sub_flag {
 	SUB_NETKIT = 32,   /* its legs are a netkit pair: xvlan_tx runs on the inner one's egress */
 	SUB_NO_DHCP = 64,  /* IP-keyed: its DHCP is none of ours */
 	SUB_GUARDED = 128, /* what it sends is looked at first, as its struct guard says */
+	SUB_HOST = 256,	   /* it and the host reach each other: see host.h */
 };
 
 enum guard_flag {
@@ -255,6 +259,7 @@ struct parent {
 	__u32 watched;	  /* a bit for each element of `watchers` that somebody watches with */
 	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
 	__u32 ports;	  /* number of sub-interfaces with PLACE_XDP */
+	__u32 hosts;	  /* number of sub-interfaces with SUB_HOST */
 	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */
 	enum found found; /* what detach must put back */
 	enum rung rung;

@@ -130,6 +130,7 @@ type XvlanParent struct {
 	Watched  uint32
 	IpKeyed  uint32
 	Ports    uint32
+	Hosts    uint32
 	LastId   uint32
 	Found    XvlanFound
 	Rung     XvlanRung
@@ -221,6 +222,7 @@ const (
 	XvlanSubFlagSUB_NETKIT    XvlanSubFlag = 32
 	XvlanSubFlagSUB_NO_DHCP   XvlanSubFlag = 64
 	XvlanSubFlagSUB_GUARDED   XvlanSubFlag = 128
+	XvlanSubFlagSUB_HOST      XvlanSubFlag = 256
 )
 
 type XvlanSubKind uint32
@@ -322,6 +324,7 @@ const (
 	XvlanMapSightings    = "sightings"
 	XvlanMapStats        = "stats"
 	XvlanProgXvlanCarry  = "xvlan_carry"
+	XvlanProgXvlanHost   = "xvlan_host"
 	XvlanProgXvlanMeet   = "xvlan_meet"
 	XvlanProgXvlanRx     = "xvlan_rx"
 	XvlanProgXvlanTurn   = "xvlan_turn"
@@ -379,6 +382,7 @@ type XvlanSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type XvlanProgramSpecs struct {
 	XvlanCarry *ebpf.ProgramSpec `ebpf:"xvlan_carry"`
+	XvlanHost  *ebpf.ProgramSpec `ebpf:"xvlan_host"`
 	XvlanMeet  *ebpf.ProgramSpec `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.ProgramSpec `ebpf:"xvlan_rx"`
 	XvlanTurn  *ebpf.ProgramSpec `ebpf:"xvlan_turn"`
@@ -480,6 +484,7 @@ type XvlanVariables struct {
 // It can be passed to LoadXvlanObjects or ebpf.CollectionSpec.LoadAndAssign.
 type XvlanPrograms struct {
 	XvlanCarry *ebpf.Program `ebpf:"xvlan_carry"`
+	XvlanHost  *ebpf.Program `ebpf:"xvlan_host"`
 	XvlanMeet  *ebpf.Program `ebpf:"xvlan_meet"`
 	XvlanRx    *ebpf.Program `ebpf:"xvlan_rx"`
 	XvlanTurn  *ebpf.Program `ebpf:"xvlan_turn"`
@@ -490,6 +495,7 @@ type XvlanPrograms struct {
 func (p *XvlanPrograms) Close() error {
 	return _XvlanClose(
 		p.XvlanCarry,
+		p.XvlanHost,
 		p.XvlanMeet,
 		p.XvlanRx,
 		p.XvlanTurn,

@@ -34,6 +34,7 @@ type conf struct {
 	Delivery        string   `json:"delivery"`
 	Leg             string   `json:"leg"`
 	DHCP            string   `json:"dhcp"`
+	Host            string   `json:"host"`
 	Guard           string   `json:"guard"`
 
 	Rate json.RawMessage `json:"bcrate"` // a number, or "off"
@@ -85,10 +86,11 @@ func ownerPrefix(network string) string { return "cni/" + network + "/" }
 func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 	kinds := map[string]maps.Kind{"macvlan": maps.Macvlan, "ipvlan": maps.Ipvlan}
 	spec := loader.LinkSpec{
-		Name: args.IfName, Netns: args.Netns, Owner: c.owner, MTU: c.MTU, Kind: kinds[c.Kind], Port: c.Delivery == "xdp", Netkit: c.Leg == "netkit",
+		Name: args.IfName, Netns: args.Netns, Owner: c.owner, MTU: c.MTU, Kind: kinds[c.Kind], Port: c.Delivery == "xdp", Netkit: c.Leg == "netkit", Host: c.Host == "on",
 	}
 	for _, word := range []struct{ key, value, one, other string }{
-		{"kind", c.Kind, "macvlan", "ipvlan"}, {"delivery", c.Delivery, "auto", "xdp"}, {"leg", c.Leg, "veth", "netkit"}, {"dhcp", c.DHCP, "on", "off"},
+		{"kind", c.Kind, "macvlan", "ipvlan"}, {"delivery", c.Delivery, "auto", "xdp"}, {"leg", c.Leg, "veth", "netkit"},
+		{"dhcp", c.DHCP, "on", "off"}, {"host", c.Host, "off", "on"},
 	} {
 		if word.value != "" && word.value != word.one && word.value != word.other {
 			return spec, invalid("%s: %q: not known; %s and %s are", word.key, word.value, word.one, word.other)

@@ -49,6 +49,8 @@ func TestRefused(t *testing.T) {
 		{object{"delivery": "fast"}, invalidConf, `delivery: "fast"`},
 		{object{"leg": "tap"}, invalidConf, `leg: "tap"|veth and netkit`},
 		{object{"leg": "netkit", "datapath": "kernel"}, unsupported, "leg netkit"},
+		{object{"host": "true"}, invalidConf, `host: "true"`},
+		{object{"host": "on", "datapath": "kernel"}, unsupported, "host on"},
 		{object{"delivery": "xdp", "datapath": "tc"}, unsupported, "delivery xdp"},
 		{object{"linkInContainer": true}, invalidConf, "master lan0|no such device"},
 		{object{"runtimeConfig": object{"mac": "no"}}, invalidConf, `runtimeConfig.mac: "no"`},

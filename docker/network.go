@@ -27,6 +27,7 @@ type Network struct {
 	Flag     string `json:"flag,omitempty"`
 	MTU      int    `json:"mtu,omitempty"`
 	Datapath string `json:"datapath,omitempty"`
+	Host     string `json:"host,omitempty"`
 	Guard    string `json:"guard,omitempty"`
 	Rate     string `json:"bcrate,omitempty"`
 	Gateway4 string `json:"gateway4,omitempty"`
@@ -94,13 +95,15 @@ func (n *Network) option(key, value string) (err error) {
 		}
 	case "datapath":
 		n.Datapath = value
+	case "host":
+		n.Host = value
 	case "guard":
 		n.Guard = value
 	case "bcrate":
 		n.Rate = value
 	default:
 		if !strings.HasPrefix(key, "com.docker.") { // Docker's own
-			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu, datapath, guard and bcrate are", key, loader.ErrInvalid)
+			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu, host, datapath, guard and bcrate are", key, loader.ErrInvalid)
 		}
 	}
 	return nil
@@ -118,7 +121,7 @@ func gateway(pools []*network.IPAMData) string {
 // spec describes the sub-interface of an endpoint, without its addresses.
 func (n *Network) spec(endpoint string) (loader.LinkSpec, error) {
 	spec := loader.LinkSpec{Parent: n.Parent, Name: deviceName(endpoint), MTU: n.MTU, Owner: owner(endpoint), GiveOnly: true}
-	return spec, errors.Join(spec.SetMode(n.Mode), spec.SetFlag(n.Flag), spec.SetDatapath(n.Datapath), spec.Guard.Parse(n.Guard, n.Rate))
+	return spec, errors.Join(spec.SetMode(n.Mode), spec.SetFlag(n.Flag), spec.SetDatapath(n.Datapath), spec.SetHost(n.Host), spec.Guard.Parse(n.Guard, n.Rate))
 }
 
 // owner is by which an endpoint's sub-interface is found.

@@ -21,6 +21,7 @@ import (
 const (
 	pinRX   = "rx"    // tcx link of the parent
 	pinXDP  = "xdp"   // XDP link of the parent
+	pinHost = "host"  // tcx link of the parent's egress
 	pinLeg  = "leg-"  // and the id: tcx link of a host leg, or the netkit link
 	pinTurn = "turn-" // and the id: tcx link of a netkit's host leg
 
@@ -30,6 +31,7 @@ const (
 	pinTurnProg = bpf.XvlanProgXvlanTurn
 	pinRXProg   = bpf.XvlanProgXvlanRx
 	pinXDPProg  = bpf.XvlanProgXvlanXdp
+	pinHostProg = bpf.XvlanProgXvlanHost
 )
 
 // parent is an attached parent whose lock is held.
@@ -198,7 +200,7 @@ func pinAll(set *maps.Set, coll *ebpf.Collection, dir string) error {
 // why, where it was not asked for and cannot be had.
 func (p *parent) attachRung(coll *ebpf.Collection) error {
 	index := p.rec.Index
-	err := p.h.attachTC(index, coll.Programs[bpf.XvlanProgXvlanRx], filepath.Join(p.dir, pinRX), func() error {
+	err := p.h.attachTC(p.parentHooks()[0], coll.Programs[bpf.XvlanProgXvlanRx], func() error {
 		p.rec.AddClsact = true
 		return p.save()
 	})
@@ -279,7 +281,7 @@ func (p *parent) putBack() error {
 	if p.link == nil {
 		return nil
 	}
-	for _, pin := range []string{pinXDP, pinRX} {
+	for _, pin := range []string{pinHost, pinXDP, pinRX} {
 		if err := detachLink(filepath.Join(p.dir, pin)); err != nil {
 			return err
 		}

@@ -195,7 +195,7 @@ func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
 		return err
 	}
 	old.Promisc = false // which stays
-	err = errors.Join(p.maps.DeleteMAC(0, old.MAC), p.closeParent(old), p.reindex(old), p.reindex(sub))
+	err = errors.Join(p.unmeet(id, old), p.maps.DeleteMAC(0, old.MAC), p.closeParent(old), p.reindex(old), p.reindex(sub))
 	p.announceAll(func(s maps.Sub) bool { return s.Leg == sub.Leg })
 	return err
 }

@@ -108,7 +108,7 @@ func (h *Host) standsOn(index int) (bool, error) {
 	if err == nil && len(tcx.Programs) > 0 {
 		return true, nil
 	}
-	return h.hasFilter(index)
+	return h.hasFilter(index, false)
 }
 
 // deviceNames lists the devices of the own network namespace, with little work

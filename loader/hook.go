@@ -37,21 +37,25 @@ func attachXDP(index int, prog *ebpf.Program, pin string) error {
 	return pinLink(l, pin)
 }
 
-// attachTC attaches at tc ingress: by a pinned tcx link (Linux 6.6) or, where
-// that is not to be had, by a filter on the device's clsact qdisc. addClsact
+// attachTC attaches at tc ingress or egress: by a pinned tcx link (Linux 6.6) or,
+// where that is not to be had, by a filter on the device's clsact qdisc. addClsact
 // tells that the qdisc is missing and has to be added first, which is asked
 // through allow so that the caller can note it.
-func (h *Host) attachTC(index int, prog *ebpf.Program, pin string, allow func() error) error {
+func (h *Host) attachTC(at hook, prog *ebpf.Program, allow func() error) error {
 	if !h.legacyTC {
-		l, err := link.AttachTCX(link.TCXOptions{Program: prog, Interface: index, Attach: ebpf.AttachTCXIngress})
+		way := ebpf.AttachTCXIngress
+		if at.egress {
+			way = ebpf.AttachTCXEgress
+		}
+		l, err := link.AttachTCX(link.TCXOptions{Program: prog, Interface: at.index, Attach: way})
 		if err == nil {
-			return pinLink(l, pin)
+			return pinLink(l, at.pin)
 		}
 		if !errors.Is(err, ebpf.ErrNotSupported) {
 			return fmt.Errorf("attach tcx: %w", err)
 		}
 	}
-	has, err := h.hasClsact(index)
+	has, err := h.hasClsact(at.index)
 	if err != nil {
 		return err
 	}
@@ -59,11 +63,11 @@ func (h *Host) attachTC(index int, prog *ebpf.Program, pin string, allow func() 
 		if err := allow(); err != nil {
 			return err
 		}
-		if err := h.nl.QdiscAdd(clsact(index)); err != nil {
+		if err := h.nl.QdiscAdd(clsact(at.index)); err != nil {
 			return fmt.Errorf("add clsact qdisc: %w", err)
 		}
 	}
-	if err := h.nl.FilterReplace(filterOf(index, prog)); err != nil {
+	if err := h.nl.FilterReplace(filterOf(at, prog)); err != nil {
 		return fmt.Errorf("add tc filter: %w", err)
 	}
 	return nil
@@ -110,10 +114,18 @@ func clsact(index int) netlink.Qdisc {
 	}}
 }
 
-func filterAttrs(index int) netlink.FilterAttrs {
+// filterParent is the side of a device's clsact qdisc that a filter is on.
+func filterParent(egress bool) uint32 {
+	if egress {
+		return netlink.HANDLE_MIN_EGRESS
+	}
+	return netlink.HANDLE_MIN_INGRESS
+}
+
+func filterAttrs(index int, egress bool) netlink.FilterAttrs {
 	return netlink.FilterAttrs{
 		LinkIndex: index,
-		Parent:    netlink.HANDLE_MIN_INGRESS,
+		Parent:    filterParent(egress),
 		Handle:    1,
 		Protocol:  unix.ETH_P_ALL,
 		Priority:  filterPrio,
@@ -222,7 +234,7 @@ func (h *Host) attached(at hook) (bool, error) {
 	if at.link != nil {
 		return false, nil
 	}
-	return h.hasFilter(at.index)
+	return h.hasFilter(at.index, at.egress)
 }
 
 // reattach attaches a pinned program to a device, which may have gone itself.
@@ -254,14 +266,14 @@ func (p *parent) attach(at hook) error {
 	if at.link != nil {
 		return at.link(at.index, prog, at.pin)
 	}
-	return p.h.attachTC(at.index, prog, at.pin, func() error {
+	return p.h.attachTC(at, prog, func() error {
 		p.rec.AddClsact = p.rec.AddClsact || at.prog == pinRXProg
 		return p.save()
 	})
 }
 
-// hasFilter tells whether a device has a filter of ours at clsact ingress.
-func (h *Host) hasFilter(index int) (bool, error) {
+// hasFilter tells whether a device has a filter of ours on a side of clsact.
+func (h *Host) hasFilter(index int, egress bool) (bool, error) {
 	l, err := h.nl.LinkByIndex(index)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
 		return true, nil // nothing to attach to
@@ -269,7 +281,7 @@ func (h *Host) hasFilter(index int) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("find device %d: %w", index, err)
 	}
-	filters, err := whole(func() ([]netlink.Filter, error) { return h.nl.FilterList(l, netlink.HANDLE_MIN_INGRESS) })
+	filters, err := whole(func() ([]netlink.Filter, error) { return h.nl.FilterList(l, filterParent(egress)) })
 	if err != nil {
 		return false, fmt.Errorf("list filters of %s: %w", l.Attrs().Name, err)
 	}

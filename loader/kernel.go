@@ -254,6 +254,9 @@ func checkKernel(parent netlink.Link, spec *LinkSpec, siblings []kernelLink) err
 	if spec.DHCP != nil && *spec.DHCP {
 		return errKernelDHCP
 	}
+	if spec.Host {
+		return errKernelHost
+	}
 	if spec.Guard.Of(maps.Guard{}).Active() {
 		return errKernelGuard
 	}

@@ -42,6 +42,7 @@ type Link struct {
 	Owner     string  // as LinkSpec has it
 	Netkit    bool    // its legs are a netkit pair, not veth
 	NoDHCP    bool    // of an ipvlan: its DHCP clients are not helped
+	Host      bool    // it and the host reach each other
 	Guard     maps.Guard
 	Place     maps.Place
 	Addrs     []LinkAddr // known to the datapath
@@ -260,7 +261,7 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 		}
 		l := Link{
 			Parent: rec.Name, Orphan: rec.Index == 0, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
-			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, NoDHCP: s.NoDHCP, Guard: guards[id], Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
+			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Host: s.Host, NoDHCP: s.NoDHCP, Guard: guards[id], Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
 		}
 		if s.Kind == maps.Ipvlan {
 			l.WireMAC = rec.MAC

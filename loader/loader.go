@@ -113,6 +113,7 @@ type LinkSpec struct {
 	Up        bool
 	Port      bool  // unicast is to pass an XDP program on the device: see ports.go
 	Netkit    bool  // its legs are a netkit pair instead of veth (Linux 6.8)
+	Host      bool  // it and the host are to reach each other: see host.go
 	DHCP      *bool // of an ipvlan: whether its DHCP clients are helped; nil: in mode l2
 	Guard     GuardSpec
 	Datapath  Datapath
@@ -199,6 +200,11 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 	}
 	if err := checkDHCP(s.DHCP, s.Mode); err != nil {
 		return err
+	}
+	if s.Host {
+		if err := canHost(s.Mode, s.class()); err != nil {
+			return err
+		}
 	}
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
 		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)

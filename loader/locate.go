@@ -139,7 +139,7 @@ func hookOf(pin string) (index int, id link.ID, err error) {
 // device's ingress.
 func (h *Host) hooked(l netlink.Link, id link.ID) (bool, error) {
 	if id == 0 {
-		return h.hasFilter(l.Attrs().Index)
+		return h.hasFilter(l.Attrs().Index, false)
 	}
 	progs, err := link.QueryPrograms(link.QueryOptions{Target: l.Attrs().Index, Attach: ebpf.AttachTCXIngress})
 	if errors.Is(err, unix.ENODEV) {
@@ -315,16 +315,25 @@ func (p *parent) prepare() error {
 	if err != nil {
 		return err
 	}
+	var hosts uint32
 	stack := false
 	for i, s := range subs {
 		if s.State != maps.Active {
 			continue
+		}
+		if s.Host {
+			hosts++
 		}
 		stack = stack || s.Mode == maps.L3S
 		if s.UCFilter || !s.Keyed() && !s.Promisc {
 			continue
 		}
 		if _, err := p.openParent(maps.ID(i), s, s.Promisc); err != nil {
+			return err
+		}
+	}
+	if hosts != p.rec.Hosts {
+		if err := p.openHost(hosts); err != nil {
 			return err
 		}
 	}

@@ -144,6 +144,7 @@ func TestMigrate(t *testing.T) {
 	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true}) // which sends by itself
 		s.populateQuiet(t)
+		s.setHost(t, s.sub(t, "mac1"), true)
 		s.nextPath(t)
 		known, e := s.known(t), s.sub(t, "mac1")
 		before := s.link(t, e).Stats
@@ -163,6 +164,7 @@ func TestMigrate(t *testing.T) {
 		if err := s.try(t, func(h *Host) error { _, err := h.Links(); return err }); !errors.Is(err, maps.ErrSchema) {
 			t.Errorf("this version lists what the next one has made: %v", err)
 		}
+		s.host.ping(t, e.ip4.Addr())
 		s.carries(t, known, s.ip4s())
 	})
 }

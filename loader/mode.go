@@ -87,6 +87,11 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if sub.Kind == maps.Ipvlan {
 		sub.Place = placeOf(sub, l.Netns != "")
 	}
+	if sub.Host {
+		if err := canHost(sub.Mode, sub.Class); err != nil {
+			return fmt.Errorf("%w; turn it off before: host off", err)
+		}
+	}
 	if c.Source != nil { // first, as it may be refused for want of room
 		if err := p.editSources(l.ID, c.Source); err != nil {
 			return err

@@ -21,6 +21,7 @@ func TestRehook(t *testing.T) {
 		for _, e := range s.subs {
 			s.addAtOnce(t, e, e.ip4)
 		}
+		s.setHost(t, s.sub(t, "mac1"), true)
 		before := s.running(t)
 		s.detachAll(t)
 		s.sub(t, "mac1").pingFails(t, s.wire.ip4.Addr())
@@ -44,6 +45,7 @@ func TestRehook(t *testing.T) {
 			e.ping(t, s.wire.ip4.Addr())
 			s.wire.ping(t, e.ip4.Addr())
 		}
+		s.host.ping(t, s.sub(t, "mac1").ip4.Addr())
 		for _, e := range s.subs {
 			s.del(t, e)
 		}

@@ -165,7 +165,7 @@ func (c *counterProg) tcx(t *testing.T, s *site) link.Link {
 // filter attaches the program by a clsact filter.
 func (c *counterProg) filter(t *testing.T, s *site) {
 	t.Helper()
-	attrs := filterAttrs(s.host.index(t))
+	attrs := filterAttrs(s.host.index(t), false)
 	attrs.Priority = 49152 // what tc takes when nobody says
 	err := s.host.ns.Handle().FilterAdd(&netlink.BpfFilter{FilterAttrs: attrs, Fd: c.prog.FD(), Name: "others", DirectAction: true})
 	if err != nil {

@@ -93,7 +93,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 		return err
 	}
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
-	sub.NoDst, sub.Netkit = spec.Source.NoDst, spec.Netkit
+	sub.NoDst, sub.Netkit, sub.Host = spec.Source.NoDst, spec.Netkit, spec.Host
 	sub.NoDHCP = spec.DHCP != nil && !*spec.DHCP
 	guard, err := p.putGuard(id, spec.Guard.Of(maps.Guard{}), addrsOf(spec.Addrs))
 	if err != nil {
@@ -363,6 +363,9 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 	if err := p.maps.SetMember(id, false); err != nil {
 		return err
 	}
+	if err := p.unmeet(id, sub); err != nil {
+		return err
+	}
 	if err := p.removeKeys(id, sub); err != nil {
 		return err
 	}
@@ -436,8 +439,12 @@ func (p *parent) reindex(sub maps.Sub) error {
 		return err
 	}
 	p.rec.IPKeyed, p.rec.Sources, p.rec.Passthru, p.rec.Ports = 0, 0, 0, 0
+	var hosts uint32
 	stack := false
 	for i, s := range subs {
+		if s.State != maps.Free && s.Host {
+			hosts++
+		}
 		if s.State != maps.Free && s.Place == maps.Port {
 			p.rec.Ports++
 		}
@@ -452,7 +459,7 @@ func (p *parent) reindex(sub maps.Sub) error {
 			p.rec.Passthru = maps.ID(i)
 		}
 	}
-	if err := p.save(); err != nil {
+	if err := p.openHost(hosts); err != nil {
 		return err
 	}
 	return p.forward(stack)

@@ -101,7 +101,7 @@ func (s *site) foreignFilter(t *testing.T) {
 	if err := s.host.ns.Handle().QdiscAdd(clsact(index)); err != nil {
 		t.Fatal(err)
 	}
-	attrs := filterAttrs(index)
+	attrs := filterAttrs(index, false)
 	attrs.Priority = 5
 	prog := passing(t, ebpf.SchedCLS, "others_tc", -1)
 	err := s.host.ns.Handle().FilterAdd(&netlink.BpfFilter{FilterAttrs: attrs, Fd: prog.FD(), Name: "others", DirectAction: true})

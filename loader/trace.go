@@ -56,6 +56,22 @@ func (h *Host) Trace(parent string, from *Selector, frame []byte) (Trace, error)
 			return Trace{}, undecided(parent)
 		}
 	}
+	return h.trace(parent, func(t *tracer, set *maps.Set) error { return t.decide(set, sender.ID, frame) })
+}
+
+// TraceHost is Trace for a frame that the host sends out of a parent, which is looked
+// at while a sub-interface has host access; else it returns ErrNotFound.
+func (h *Host) TraceHost(parent string, frame []byte) (Trace, error) {
+	return h.trace(parent, func(t *tracer, set *maps.Set) error {
+		if t.rec.Hosts == 0 {
+			return fmt.Errorf("from host: %w: no sub-interface on %s has host access, so no program looks at what the host sends", ErrNotFound, parent)
+		}
+		return t.dry(set, func(dry *bpf.DryRun) error { return t.run(dry, pinHostProg, t.rec.Index, frame) })
+	})
+}
+
+// trace finds a parent, for decide to let its programs decide.
+func (h *Host) trace(parent string, decide func(t *tracer, set *maps.Set) error) (Trace, error) {
 	l, err := h.parentLink(parent)
 	if err != nil {
 		return Trace{}, err
@@ -68,8 +84,8 @@ func (h *Host) Trace(parent string, from *Selector, frame []byte) (Trace, error)
 	}
 	t.key = f.key
 	err = h.readParent(f, func(set *maps.Set, rec maps.Parent) error {
-		found = true
-		return t.decide(set, rec, sender.ID, frame)
+		found, t.rec = true, rec
+		return decide(t, set)
 	})
 	if err == nil && !found {
 		err = fmt.Errorf("parent %s: %w; it is attached with its first sub-interface", parent, ErrNotFound)
@@ -99,12 +115,26 @@ type tracer struct {
 }
 
 // decide lets the programs decide: xvlan_tx of a sender, or those of the parent.
-func (t *tracer) decide(set *maps.Set, rec maps.Parent, sender maps.ID, frame []byte) error {
-	t.rec = rec
+func (t *tracer) decide(set *maps.Set, sender maps.ID, frame []byte) error {
+	return t.dry(set, func(dry *bpf.DryRun) error {
+		if sender != 0 {
+			return t.run(dry, pinTX, t.subs[sender].Leg, frame)
+		}
+		if t.rec.Rung == maps.RungXDP {
+			if err := t.run(dry, pinXDPProg, t.rec.Index, frame); err != nil || t.last().Fate != fateOn {
+				return err
+			}
+		}
+		return t.run(dry, pinRXProg, t.rec.Index, frame)
+	})
+}
+
+// dry loads the programs for a dry run.
+func (t *tracer) dry(set *maps.Set, fn func(dry *bpf.DryRun) error) error {
 	if err := t.know(set); err != nil {
 		return err
 	}
-	dry, err := bpf.LoadDryRun(rec.Capacity, set.Maps())
+	dry, err := bpf.LoadDryRun(t.rec.Capacity, set.Maps())
 	if errors.Is(err, unix.EPERM) {
 		return fmt.Errorf("trace: %w: run xvlan as root: %w", ErrPrivilege, err)
 	}
@@ -112,15 +142,7 @@ func (t *tracer) decide(set *maps.Set, rec maps.Parent, sender maps.ID, frame []
 		return err
 	}
 	defer dry.Close()
-	if sender != 0 {
-		return t.run(dry, pinTX, t.subs[sender].Leg, frame)
-	}
-	if rec.Rung == maps.RungXDP {
-		if err := t.run(dry, pinXDPProg, rec.Index, frame); err != nil || t.last().Fate != fateOn {
-			return err
-		}
-	}
-	return t.run(dry, pinRXProg, rec.Index, frame)
+	return fn(dry)
 }
 
 func (t *tracer) last() *TraceRun { return &t.runs[len(t.runs)-1] }
@@ -205,6 +227,8 @@ func (t *tracer) fate(prog string, d bpf.Decision) string {
 			}
 		}
 		return "redirected"
+	case prog == pinHostProg:
+		return "on its way out of " + t.rec.Name
 	case prog == pinTX:
 		return "up into the host's stack, to be routed"
 	}
@@ -292,6 +316,9 @@ func (t *tracer) explain(s bpf.TraceStep) TraceStep {
 	case bpf.TraceStepKindSTEP_COPY:
 		step.Sub = t.name(t.legs[s.Value])
 		step.Text = "a copy"
+		if s.Value == uint64(t.rec.Index) {
+			step.Text = "a copy to the host"
+		}
 	case bpf.TraceStepKindSTEP_ROUTE:
 		step.Text = "there is a route"
 		if s.Value >= fibBlackhole && s.Value <= fibNotForwarded {

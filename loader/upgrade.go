@@ -76,7 +76,7 @@ func (p *parent) loadOn(read func() (*ebpf.CollectionSpec, error)) (*ebpf.Collec
 }
 
 // pinnedPrograms are the programs that have pins.
-var pinnedPrograms = []string{pinTX, pinTurnProg, pinMeet, pinRXProg, pinXDPProg}
+var pinnedPrograms = []string{pinTX, pinTurnProg, pinMeet, pinRXProg, pinXDPProg, pinHostProg}
 
 // runs tells whether the pinned programs are those of a collection.
 func (p *parent) runs(coll *ebpf.Collection) (bool, error) {
@@ -188,7 +188,9 @@ type hook struct {
 	index int    // the device's
 	pin   string // the link's; there is none where a clsact filter holds the program
 
-	// How it is attached by a link and pinned; nil at tc ingress, see attachTC.
+	egress bool // at tc egress, not ingress
+
+	// How it is attached by a link and pinned; nil at tc, see attachTC.
 	link func(index int, prog *ebpf.Program, pin string) error
 }
 
@@ -216,7 +218,10 @@ func (p *parent) parentHooks() []hook {
 	}
 	all := []hook{{prog: pinRXProg, index: p.rec.Index, pin: filepath.Join(p.dir, pinRX)}}
 	if p.rec.Rung == maps.RungXDP {
-		all = append(all, hook{pinXDPProg, p.rec.Index, filepath.Join(p.dir, pinXDP), attachXDP})
+		all = append(all, hook{prog: pinXDPProg, index: p.rec.Index, pin: filepath.Join(p.dir, pinXDP), link: attachXDP})
+	}
+	if p.rec.Hosts > 0 {
+		all = append(all, p.hostHook())
 	}
 	return all
 }
@@ -229,7 +234,7 @@ func (p *parent) legHooks(id maps.ID, s maps.Sub) []hook {
 	}
 	return []hook{
 		{prog: pinTurnProg, index: s.Leg, pin: p.pin(pinTurn, id)},
-		{pinTX, s.Leg, p.pin(pinLeg, id), attachNetkit},
+		{prog: pinTX, index: s.Leg, pin: p.pin(pinLeg, id), link: attachNetkit},
 	}
 }
 
@@ -237,7 +242,7 @@ func (p *parent) legHooks(id maps.ID, s maps.Sub) []hook {
 func (h *Host) put(at hook, prog *ebpf.Program) error {
 	l, err := link.LoadPinnedLink(at.pin, nil)
 	if errors.Is(err, fs.ErrNotExist) && at.link == nil {
-		return h.nl.FilterReplace(filterOf(at.index, prog))
+		return h.nl.FilterReplace(filterOf(at, prog))
 	}
 	if err != nil {
 		return fmt.Errorf("open pinned link: %w", err)
@@ -246,6 +251,6 @@ func (h *Host) put(at hook, prog *ebpf.Program) error {
 	return l.Update(prog)
 }
 
-func filterOf(index int, prog *ebpf.Program) netlink.Filter {
-	return &netlink.BpfFilter{FilterAttrs: filterAttrs(index), Fd: prog.FD(), Name: "xvlan", DirectAction: true}
+func filterOf(at hook, prog *ebpf.Program) netlink.Filter {
+	return &netlink.BpfFilter{FilterAttrs: filterAttrs(at.index, at.egress), Fd: prog.FD(), Name: "xvlan", DirectAction: true}
 }

@@ -112,14 +112,16 @@ func (s *site) running(t *testing.T) (tags []string) {
 			t.Error(err)
 		}
 		for _, l := range links {
-			filters, err := whole(func() ([]netlink.Filter, error) { return p.h.nl.FilterList(l, netlink.HANDLE_MIN_INGRESS) })
-			if err != nil {
-				t.Error(err)
-			}
-			for _, f := range filters {
-				if f, ok := f.(*netlink.BpfFilter); ok {
-					prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(f.Id))
-					add("filter of "+l.Attrs().Name, prog, err)
+			for _, egress := range []bool{false, true} {
+				filters, err := whole(func() ([]netlink.Filter, error) { return p.h.nl.FilterList(l, filterParent(egress)) })
+				if err != nil {
+					t.Error(err)
+				}
+				for _, f := range filters {
+					if f, ok := f.(*netlink.BpfFilter); ok {
+						prog, err := ebpf.NewProgramFromID(ebpf.ProgramID(f.Id))
+						add("filter of "+l.Attrs().Name, prog, err)
+					}
 				}
 			}
 		}
@@ -140,6 +142,7 @@ func TestUpgrade(t *testing.T) {
 	onRungs(t, withNetkit(ourRungs), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{noIPv6: true})
 		s.populateQuiet(t)
+		s.setHost(t, s.sub(t, "mac1"), true)
 		if s.upgrade(t) {
 			t.Error("the programs are changed for themselves")
 		}
@@ -173,6 +176,7 @@ func TestUpgrade(t *testing.T) {
 		for _, e := range s.subs {
 			s.wire.ping(t, e.ip4.Addr())
 		}
+		s.host.ping(t, e.ip4.Addr())
 	})
 }
 

@@ -39,7 +39,7 @@ func (h *Host) Usage() ([]Usage, error) {
 		if u.Maps, err = set.Use(); err != nil {
 			return fmt.Errorf("parent %s: %w", rec.Name, err)
 		}
-		for _, name := range []string{pinXDPProg, pinRXProg, pinTX} {
+		for _, name := range []string{pinXDPProg, pinRXProg, pinTX, pinHostProg} {
 			use, err := programUse(filepath.Join(f.path(), name))
 			if err != nil {
 				return fmt.Errorf("parent %s: program %s: %w", rec.Name, name, err)

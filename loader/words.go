@@ -75,6 +75,16 @@ func (s *LinkSpec) SetDatapath(name string) error {
 	return nil
 }
 
+// SetHost turns host access "on" or "off", which "" is, too.
+func (s *LinkSpec) SetHost(word string) error {
+	known := []string{"off", "on"}
+	if word != "" && !slices.Contains(known, word) {
+		return fmt.Errorf("host %q: %w: %s are known", word, ErrInvalid, listed(known))
+	}
+	s.Host = word == "on"
+	return nil
+}
+
 func listed[T any](all []T) string {
 	names := make([]string, len(all))
 	for i, v := range all {

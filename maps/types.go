@@ -300,6 +300,7 @@ type Sub struct {
 	NoDst    bool // source mode: what its list matches is for nobody else
 	Promisc  bool // passthru: the parent was made promiscuous for it
 	Netkit   bool // its legs are a netkit pair, not veth
+	Host     bool // it and the host reach each other
 	NoDHCP   bool // of an ipvlan: its DHCP is left as it is
 	Guarded  bool // what it sends is looked at first, as its Guard says
 	MAC      net.HardwareAddr
@@ -340,6 +341,9 @@ func (s *Sub) toC() bpf.XvlanSub {
 	if s.NoDHCP {
 		c.Flags |= bpf.XvlanSubFlagSUB_NO_DHCP
 	}
+	if s.Host {
+		c.Flags |= bpf.XvlanSubFlagSUB_HOST
+	}
 	if s.Guarded {
 		c.Flags |= bpf.XvlanSubFlagSUB_GUARDED
 	}
@@ -375,6 +379,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		Promisc:  c.Flags&bpf.XvlanSubFlagSUB_PROMISC != 0,
 		Netkit:   c.Flags&bpf.XvlanSubFlagSUB_NETKIT != 0,
 		NoDHCP:   c.Flags&bpf.XvlanSubFlagSUB_NO_DHCP != 0,
+		Host:     c.Flags&bpf.XvlanSubFlagSUB_HOST != 0,
 		Guarded:  c.Flags&bpf.XvlanSubFlagSUB_GUARDED != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
@@ -397,6 +402,7 @@ type Parent struct {
 	IPKeyed     uint32 // number of ipvlan sub-interfaces
 	Watched     uint32 // bits of those who watch what the programs decide
 	Ports       uint32 // number of sub-interfaces whose Place is Port
+	Hosts       uint32 // number of sub-interfaces with host access
 	LastID      ID     // taken last
 	SetAllmulti bool   // allmulti was turned on, detach turns it off
 	AddClsact   bool   // the clsact qdisc was added, detach removes it
@@ -420,6 +426,7 @@ func (p *Parent) toC() bpf.XvlanParent {
 		IpKeyed:  p.IPKeyed,
 		Watched:  p.Watched,
 		Ports:    p.Ports,
+		Hosts:    p.Hosts,
 		LastId:   uint32(p.LastID),
 		Rung:     bpf.XvlanRung(p.Rung),
 	}
@@ -468,6 +475,7 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		IPKeyed:     c.IpKeyed,
 		Watched:     c.Watched,
 		Ports:       c.Ports,
+		Hosts:       c.Hosts,
 		LastID:      ID(c.LastId),
 		SetAllmulti: c.Found&bpf.XvlanFoundFOUND_SET_ALLMULTI != 0,
 		AddClsact:   c.Found&bpf.XvlanFoundFOUND_ADD_CLSACT != 0,

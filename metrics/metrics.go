@@ -57,12 +57,14 @@ var (
 	passedPackets  = desc("parent_passed_packets_total", "Packets left to the host, or to what else hangs on the parent.", ofParent)
 	passedBytes    = desc("parent_passed_bytes_total", "Bytes of these packets.", ofParent)
 	parentDrops    = desc("parent_dropped_packets_total", "Packets dropped that were no sub-interface's.", ofParent, "reason")
+	hostPackets    = desc("parent_host_transmit_packets_total", "Packets sent by the host while a sub-interface had host access, to the wire or to those.", ofParent)
+	hostBytes      = desc("parent_host_transmit_bytes_total", "Bytes of these packets.", ofParent)
 	mapEntries     = desc("map_entries", "Entries in a map.", ofParent, "map")
 	mapMax         = desc("map_max_entries", "Entries that a map has room for.", ofParent, "map")
 	programRuns    = desc("program_runs_total", "Runs of a BPF program, while kernel.bpf_stats_enabled is set.", ofParent, "program")
 	programSeconds = desc("program_run_seconds_total", "Time spent in these runs.", ofParent, "program")
 
-	linkInfo  = desc("link_info", "A sub-interface.", ofLink, "type", "mode", "class")
+	linkInfo  = desc("link_info", "A sub-interface.", ofLink, "type", "mode", "class", "host")
 	linkUp    = desc("link_up", "Whether a sub-interface is up and has its carrier.", ofLink)
 	rxPackets = desc("link_receive_packets_total", "Packets handed to a sub-interface.", ofLink)
 	rxBytes   = desc("link_receive_bytes_total", "Bytes of these packets.", ofLink)
@@ -74,6 +76,8 @@ var (
 	linkMany  = desc("link_unfiltered_multicast_packets_total", "Multicast packets that a sub-interface got unasked, being in too many groups.", ofLink)
 )
 
+var onOff = map[bool]string{false: "off", true: "on"}
+
 func desc(name, help string, labels []string, more ...string) *prometheus.Desc {
 	return prometheus.NewDesc("xvlan_"+name, help, append(labels[:len(labels):len(labels)], more...), nil)
 }
@@ -81,7 +85,7 @@ func desc(name, help string, labels []string, more ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		buildInfo, parentInfo, parentPresent, parentLinks, passedPackets, passedBytes, parentDrops, mapEntries, mapMax, programRuns, programSeconds,
+		buildInfo, parentInfo, parentPresent, parentLinks, passedPackets, passedBytes, parentDrops, hostPackets, hostBytes, mapEntries, mapMax, programRuns, programSeconds,
 		linkInfo, linkUp, rxPackets, rxBytes, txPackets, txBytes, linkDrops, linkAddrs, linkDups, linkMany,
 	} {
 		ch <- d
@@ -162,6 +166,8 @@ func (e emitter) parent(p *loader.ParentInfo) {
 	}
 	e.counter(passedPackets, p.Stats[maps.Pass].Packets, p.Name)
 	e.counter(passedBytes, p.Stats[maps.Pass].Bytes, p.Name)
+	e.counter(hostPackets, p.Stats[maps.TX].Packets, p.Name)
+	e.counter(hostBytes, p.Stats[maps.TX].Bytes, p.Name)
 	e.drops(parentDrops, &p.Stats, p.Name)
 }
 
@@ -183,7 +189,7 @@ func (e emitter) link(l *loader.Link) {
 	if l.OperState == "UP" {
 		up = 1
 	}
-	e.gauge(linkInfo, 1, with(l.Kind.String(), l.Mode.String(), l.Class.String())...)
+	e.gauge(linkInfo, 1, with(l.Kind.String(), l.Mode.String(), l.Class.String(), onOff[l.Host])...)
 	e.gauge(linkUp, up, labels...)
 	e.counter(rxPackets, l.Stats[maps.RX].Packets, labels...)
 	e.counter(rxBytes, l.Stats[maps.RX].Bytes, labels...)

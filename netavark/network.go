@@ -51,7 +51,7 @@ type container struct {
 
 // options are a network's, understood.
 type options struct {
-	spec           loader.LinkSpec // kind, mode, flag, MTU, queue, datapath and guard
+	spec           loader.LinkSpec // kind, mode, flag, MTU, queue, datapath, host and guard
 	metric         int             // of default routes
 	noDefaultRoute bool
 }
@@ -68,7 +68,7 @@ func (n *network) parseOptions() (o options, err error) {
 			return o, fmt.Errorf("option %s: %w", key, err)
 		}
 	}
-	err = errors.Join(o.spec.SetMode(n.Options["mode"]), o.spec.SetFlag(n.Options["flag"]), o.spec.SetDatapath(n.Options["datapath"]),
+	err = errors.Join(o.spec.SetMode(n.Options["mode"]), o.spec.SetFlag(n.Options["flag"]), o.spec.SetDatapath(n.Options["datapath"]), o.spec.SetHost(n.Options["host"]),
 		o.spec.Guard.Parse(n.Options["guard"], n.Options["bcrate"]))
 	if err == nil && o.spec.Mode == maps.Source {
 		err = fmt.Errorf("mode source: %w: it takes a list, which podman has no words for", loader.ErrInvalid)
@@ -86,7 +86,7 @@ func (n *network) option(o *options, key, value string) (err error) {
 			return fmt.Errorf("%w: the network's interface is %s; say one", loader.ErrInvalid, n.Interface)
 		}
 		n.Interface = value
-	case "mode", "flag", "datapath", "guard", "bcrate": // together, when all are known
+	case "mode", "flag", "datapath", "host", "guard", "bcrate": // together, when all are known
 	case "mtu":
 		o.spec.MTU, err = number(value, 1)
 	case "metric":
@@ -103,7 +103,7 @@ func (n *network) option(o *options, key, value string) (err error) {
 			return fmt.Errorf("%w: %q is neither true nor false", loader.ErrInvalid, value)
 		}
 	default:
-		return fmt.Errorf("%w: not known; parent, mode, flag, mtu, metric, no_default_route, bclim, datapath, guard and bcrate are", loader.ErrInvalid)
+		return fmt.Errorf("%w: not known; parent, mode, flag, mtu, metric, no_default_route, bclim, host, datapath, guard and bcrate are", loader.ErrInvalid)
 	}
 	return err
 }

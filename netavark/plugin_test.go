@@ -92,7 +92,7 @@ func ping(t *testing.T, n *lab.Netns, addr string) {
 func TestSetup(t *testing.T) {
 	r := newRig(t)
 	for _, options := range []string{
-		`null`, `{"mode": "bridge", "mtu": "1400", "metric": "7", "bclim": "10"}`, `{"mode": "l2", "datapath": "tc"}`, `{"mode": "l3"}`,
+		`null`, `{"mode": "bridge", "mtu": "1400", "metric": "7", "bclim": "10"}`, `{"mode": "l2", "datapath": "tc", "host": "on"}`, `{"mode": "l3"}`,
 	} {
 		t.Run(options, func(t *testing.T) {
 			for i, c := range r.containers {
@@ -183,6 +183,7 @@ func TestCreate(t *testing.T) {
 		`"options": {"bclim": "x"}}`:                                                   "bclim",
 		`"options": {"no_default_route": "maybe"}}`:                                    "no_default_route",
 		`"options": {"datapath": "slow"}}`:                                             "slow",
+		`"options": {"host": "yes"}}`:                                                  "yes",
 		`"network_interface": "eth1", "options": {"parent": "eth0"}}`:                  "eth1",
 		`"subnets": [{"subnet": "10.81.0.0/24", "gateway": "10.82.0.1"}]}`:             "10.82.0.1",
 		`"subnets": [{"subnet": "10.81.0.0/33"}]}`:                                     "10.81.0.0/33",

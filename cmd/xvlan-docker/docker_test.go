@@ -223,7 +223,7 @@ func TestModes(t *testing.T) {
 		{"-o macvlan_mode=vepa", false}, // the wire reflects nothing
 		{"-o mode=l2", true},
 		{"-o ipvlan_mode=l2 -o ipvlan_flag=private", false},
-		{"-o ipvlan_mode=l3 -o datapath=tc", true},
+		{"-o ipvlan_mode=l3 -o datapath=tc -o host=on", true},
 	} {
 		t.Run(c.options, func(t *testing.T) {
 			d.docker(t, "network create -d "+d.driver+" -o parent=eth0 "+c.options+
@@ -362,6 +362,7 @@ func TestRefused(t *testing.T) {
 		{create("-o parent=eth0 -o ipvlan_mode=l2 -o ipvlan_flag=blue x"), "blue"},
 		{create("-o parent=eth0 -o mtu=big x"), "mtu"},
 		{create("-o parent=eth0 -o datapath=slow x"), "datapath"},
+		{create("-o parent=eth0 -o host=yes x"), "host"},
 	} {
 		t.Run(c.says, func(t *testing.T) {
 			out, err := d.try(t, strings.Fields(c.line)...)

@@ -47,7 +47,7 @@ What is there already is left alone, or changed where it differs, traffic
 flowing. All is checked before anything is changed. A repetition changes nothing,
 and goes on with what an interruption has left undone.
 
-Of mode, flag and delivery what is not said is as link add has it; all else that
+Of mode, flag, host and delivery what is not said is as link add has it; all else that
 is not said is left as it is. Parents with unknown or capacity, or without links,
 stay attached when their last sub-interface goes.`,
 		Example: `  xvlan apply -f /etc/xvlan/xvlan.yaml --dry-run

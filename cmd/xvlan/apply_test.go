@@ -246,6 +246,8 @@ var mistakes = []struct {
 	{"{name: c1, type: macvlan, mode: passthru}, {name: c2, type: ipvlan}", ":1:64: link c1: mode passthru: it leaves nothing for siblings", exitUsage, false},
 	{"{name: c1, type: macvlan, mode: passthru}", "link c1: mode passthru: in use by somebody else: |there", exitFail, false},
 	{"{name: c1, type: macvlan, delivery: xdp}", ":1:68: link c1: delivery xdp: not supported here: eth0 stands on rung tc", exitFail, false},
+	{"{name: c1, type: macvlan, host: yes}", `:1:64: link c1: host "yes": not known; on and off are`, exitUsage, true},
+	{"{name: c1, type: macvlan, host: on}", ":1:64: link c1: host on: not supported here: vepa", exitFail, false},
 	{"{name: c1, type: macvlan, leg: tap}", `:1:63: link c1: leg "tap": not known; veth and netkit are`, exitUsage, true},
 	{"{name: c1, type: macvlan, leg: netkit, delivery: xdp}", ":1:81: link c1: delivery xdp: not supported here: a netkit's driver has no XDP", exitFail, false},
 	{"{name: there, type: macvlan, leg: netkit}", "link there: leg veth -> netkit: it is given when the device is made; --replace", exitFail, false},

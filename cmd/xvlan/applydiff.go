@@ -12,8 +12,8 @@ import (
 )
 
 // linkDiff is what a sub-interface that is there has otherwise than a file
-// wants it. Of type, mode, flag, delivery, guard and bcrate what is not said is as `link add`
-// has it; all else that is not said may be as it is.
+// wants it. Of type, mode, flag, host, delivery, guard and bcrate what is not said is as
+// `link add` has it; all else that is not said may be as it is.
 type linkDiff struct {
 	want  *wantedLink
 	have  loader.Link
@@ -25,6 +25,7 @@ type linkDiff struct {
 
 	mode  loader.ModeChange
 	port  *bool
+	host  *bool
 	guard loader.GuardSpec
 	dev   loader.DeviceChange
 	addr  bool // its given addresses are to be others
@@ -47,6 +48,10 @@ func (d *linkDiff) find() {
 	if want.Port != now.Port {
 		d.differs("delivery", portWord(now.Port), portWord(want.Port))
 		d.port = &want.Port
+	}
+	if want.Host != now.Host {
+		d.differs("host", onOffWord(now.Host), onOffWord(want.Host))
+		d.host = &want.Host
 	}
 	d.findGuard()
 	if mac := want.MAC; mac != nil && !bytes.Equal(mac, now.MAC) {
@@ -180,8 +185,18 @@ func (d *linkDiff) lost(is []netip.Prefix) bool {
 // then what a move undoes.
 func (d *linkDiff) apply(h *loader.Host) error {
 	sel := loader.Selector{Name: d.have.Name, Parent: d.have.Parent, Netns: d.have.Netns}
+	if d.host != nil && !*d.host { // before a mode that has none
+		if err := h.SetHost(sel, false); err != nil {
+			return err
+		}
+	}
 	if d.mode != (loader.ModeChange{}) {
 		if err := h.SetMode(sel, d.mode); err != nil {
+			return err
+		}
+	}
+	if d.host != nil && *d.host {
+		if err := h.SetHost(sel, true); err != nil {
 			return err
 		}
 	}

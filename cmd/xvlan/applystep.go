@@ -78,6 +78,9 @@ func addWords(spec *loader.LinkSpec) string {
 	if spec.Port {
 		say("delivery", "xdp")
 	}
+	if spec.Host {
+		say("host", onOffWord(true))
+	}
 	if spec.Netkit {
 		say("leg", "netkit")
 	}

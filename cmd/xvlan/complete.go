@@ -17,8 +17,8 @@ import (
 // functions as when it is run: they say which keyword has no value yet, and
 // where a keyword is next it is one of these.
 var keywords = map[string][]string{
-	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "delivery", "leg", "guard", "bcrate", "type"},
-	"set":    {"dev", "link", "netns", "delivery", "guard", "bcrate", "type"},
+	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "host", "delivery", "leg", "guard", "bcrate", "type"},
+	"set":    {"dev", "link", "netns", "host", "delivery", "guard", "bcrate", "type"},
 	"del":    {"dev", "link", "netns"},
 	"show":   {"dev", "link", "netns"},
 	"attach": {"unknown", "capacity"},
@@ -40,6 +40,7 @@ var fixedValues = map[string][]string{
 	"datapath":    {"xdp", "tc", "kernel"},
 	"delivery":    {"auto", "xdp"},
 	"dhcp":        {"on", "off"},
+	"host":        {"on", "off"},
 	"leg":         {"veth", "netkit"},
 	"guard":       {"off", "on", "on,router", "on,dhcp", "on,given"},
 	"bcrate":      {"off"},
@@ -132,7 +133,7 @@ func (a *app) valuesOf(what string, w *words) []cobra.Completion {
 			return a.links()
 		}
 	case "from":
-		return append(a.links(), "wire")
+		return append(a.links(), "wire", "host")
 	case "netns":
 		return namespaces()
 	case "mode":

@@ -35,6 +35,7 @@ type linkYAML struct {
 	Addrs    []string `yaml:"addr,omitempty,flow" json:"addr,omitempty"`
 	MTU      int      `yaml:"mtu,omitempty" json:"mtu,omitempty"`
 	Up       bool     `yaml:"up,omitempty" json:"up,omitempty"`
+	Host     string   `yaml:"host,omitempty" json:"host,omitempty"`
 	Delivery string   `yaml:"delivery,omitempty" json:"delivery,omitempty"`
 	Leg      string   `yaml:"leg,omitempty" json:"leg,omitempty"`
 	DHCP     string   `yaml:"dhcp,omitempty" json:"dhcp,omitempty"`
@@ -125,6 +126,9 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 	}
 	if spec.MTU != parentMTU {
 		y.MTU = spec.MTU
+	}
+	if spec.Host {
+		y.Host = onOffWord(true)
 	}
 	if spec.Port {
 		y.Delivery = portWord(true)

@@ -25,7 +25,7 @@ func (a *app) linkCmd() *cobra.Command {
 	var datapath string
 	add := &cobra.Command{
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
-             [netns NAME|PID|PATH] [up] [delivery {auto|xdp}] [leg {veth|netkit}]
+             [netns NAME|PID|PATH] [up] [host {on|off}] [delivery {auto|xdp}] [leg {veth|netkit}]
              [guard {off|on[,router][,dhcp][,given]}] [bcrate {FRAMES|off}]
              type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
@@ -43,6 +43,7 @@ l3 with the flag bridge where nothing else is said, as with ip.
   mtu         its MTU, up to the parent's
   netns       where it belongs: a name, a process ID or a path
   up          set it up
+  host        on: it and the host reach each other
   delivery    xdp: XDP programs and AF_XDP sockets on it get its unicast
   leg         netkit: its device is one of a netkit pair instead of veth (Linux 6.8)
   guard       on: what it sends has to be its own: its MAC, its addresses, what it
@@ -86,12 +87,12 @@ l3 with the flag bridge where nothing else is said, as with ip.
 			},
 		},
 		&cobra.Command{
-			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | delivery {auto|xdp} |
+			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | host {on|off} | delivery {auto|xdp} |
       guard {off|on[,router][,dhcp][,given]} | bcrate {FRAMES|off}}
   xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}]
       [bcqueuelen FRAMES] [bclim DEVICES] |
              ipvlan [mode MODE] [bridge|private|vepa] [dhcp {on|off}]}`,
-			Short: "Move a sub-interface, or change its delivery, guard, mode, flag or list of sources",
+			Short: "Move a sub-interface, or change its host access, delivery, guard, mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
 		&cobra.Command{
@@ -119,7 +120,7 @@ func (a *app) set(args []string) error {
 		return err
 	}
 	if kind == nil && to == (target{}) {
-		return usagef("set %s: say what: netns NAME, delivery xdp, guard on, or type ...; other changes are made with `ip link set`", sel.Name)
+		return usagef("set %s: say what: netns NAME, host on, delivery xdp, guard on, or type ...; other changes are made with `ip link set`", sel.Name)
 	}
 	var change *loader.ModeChange
 	if kind != nil {
@@ -133,8 +134,18 @@ func (a *app) set(args []string) error {
 		}
 	}
 	return a.with(func(h *loader.Host) error {
+		if to.host != nil && !*to.host { // before a mode that has none
+			if err := h.SetHost(sel, false); err != nil {
+				return err
+			}
+		}
 		if change != nil {
 			if err := h.SetMode(sel, *change); err != nil {
+				return err
+			}
+		}
+		if to.host != nil && *to.host {
+			if err := h.SetHost(sel, true); err != nil {
 				return err
 			}
 		}
@@ -159,6 +170,7 @@ func (a *app) set(args []string) error {
 type target struct {
 	netns string // "": stays
 	port  *bool  // nil: stays
+	host  *bool  // nil: stays
 	guard loader.GuardSpec
 }
 
@@ -274,6 +286,8 @@ func (w *words) linkWord(word string, spec *loader.LinkSpec) bool {
 		spec.Port = w.delivery()
 	case "leg":
 		spec.Netkit = w.leg()
+	case "host":
+		spec.Host = w.onOff(word)
 	case "guard", "bcrate":
 		w.guard(word, &spec.Guard)
 	default:
@@ -391,6 +405,9 @@ func parseSelector(w *words, to *target) (sel loader.Selector, err error) {
 		case word == "delivery" && to != nil:
 			port := w.delivery()
 			to.port = &port
+		case word == "host" && to != nil:
+			host := w.onOff(word)
+			to.host = &host
 		case (word == "guard" || word == "bcrate") && to != nil:
 			w.guard(word, &to.guard)
 		case word == "netns":

@@ -59,7 +59,8 @@ func (a *app) printLink(l loader.Link) {
 	if a.details {
 		fmt.Fprintf(a.out, "    datapath reason: %s\n", printable(l.Rung.Reason))
 		if l.ID != 0 {
-			fmt.Fprintf(a.out, "    id %d leg %s host leg %s wire mac %s delivery %s\n", l.ID, pairWord(l.Netkit), l.Leg, l.WireMAC, delivery(l.Place))
+			fmt.Fprintf(a.out, "    id %d leg %s host leg %s wire mac %s host %s delivery %s\n",
+				l.ID, pairWord(l.Netkit), l.Leg, l.WireMAC, onOffWord(l.Host), delivery(l.Place))
 		}
 		if helpsDHCP(&l) {
 			fmt.Fprintf(a.out, "    dhcp %s\n", onOffWord(!l.NoDHCP))
@@ -188,6 +189,7 @@ type linkJSON struct {
 	Leg       string      `json:"host_leg,omitempty"`
 	Pair      string      `json:"leg,omitempty"` // not on the kernel rung, as is
 	Delivery  string      `json:"delivery,omitempty"`
+	Host      string      `json:"host,omitempty"`
 	DHCP      string      `json:"dhcp,omitempty"` // of an ipvlan in mode l2: whether its clients are helped
 	Guard     string      `json:"guard,omitempty"`
 	Rate      uint32      `json:"bcrate,omitempty"` // broadcasts, ARP and neighbour discovery a second
@@ -268,7 +270,7 @@ func linksJSON(links []loader.Link) []linkJSON {
 		}
 		j.Info = linkInfo(l)
 		if l.ID != 0 {
-			j.Pair, j.Delivery = pairWord(l.Netkit), delivery(l.Place)
+			j.Pair, j.Delivery, j.Host = pairWord(l.Netkit), delivery(l.Place), onOffWord(l.Host)
 			j.Guard, j.Rate = l.Guard.String(), l.Guard.Rate
 		}
 		if helpsDHCP(&l) {

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/hex"
 	"fmt"
+	"net"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -13,16 +14,16 @@ import (
 
 func (a *app) traceCmd() *cobra.Command {
 	cmd := &cobra.Command{
-		Use: `trace PARENT [from {wire | SUB [netns NAME]}] FRAME
+		Use: `trace PARENT [from {wire | host | SUB [netns NAME]}] FRAME
   FRAME  := hex BYTES | pcap FILE [frame NUMBER] | [src MAC] [dst MAC] [vlan ID] [len BYTES] PACKET
   PACKET := arp SRC DST | nd SRC DST | ip SRC DST [proto {udp|tcp|icmp}] [sport PORT] [dport PORT]`,
 		Short: "Say what the programs would do with a frame, and why",
 		Long: `Says which program would decide what about a frame, by which entries of the maps.
 Nothing is sent, counted or learned. A frame comes from the wire unless a
-sub-interface is said, and is described in words, given in hex, or taken from a
-capture file (pcap or pcapng, the first frame unless another is said). What is
-left out of the description is filled in: the sender's MAC, and the MAC of the
-sub-interface or group that has the address.`,
+sub-interface is said, or the host, where one has host access. It is described in
+words, given in hex, or taken from a capture file (pcap or pcapng, the first frame
+unless another is said). What is left out of the description is filled in: the
+sender's MAC, and the MAC of the sub-interface or group that has the address.`,
 		Example: `  xvlan trace eth0 ip 192.0.2.1 192.0.2.7
   xvlan trace eth0 from c1 arp 192.0.2.7 192.0.2.1
   xvlan trace eth0 pcap lost.pcapng frame 17`,
@@ -41,7 +42,8 @@ sub-interface or group that has the address.`,
 // traceRequest is what `trace` was asked.
 type traceRequest struct {
 	parent string
-	from   *loader.Selector // nil: the wire
+	from   *loader.Selector // nil: the wire, or
+	host   bool             // the host
 	frame  frameWords
 }
 
@@ -54,7 +56,11 @@ func parseTraceWords(w *words) (req traceRequest, err error) {
 		}
 		switch {
 		case word == "from":
-			if from := w.value(word); from != "wire" {
+			switch from := w.value(word); from {
+			case "wire":
+			case "host":
+				req.host = true
+			default:
 				req.from = &loader.Selector{Name: from}
 			}
 		case word == "netns" && req.from != nil:
@@ -82,11 +88,21 @@ func (a *app) trace(h *loader.Host, req traceRequest) error {
 	if err != nil {
 		return err
 	}
+	if req.host && req.frame.src == nil {
+		if req.frame.src, err = macOfParent(h, req.parent); err != nil {
+			return err
+		}
+	}
 	frame, err := req.frame.build(links, req.parent, req.from)
 	if err != nil {
 		return err
 	}
-	t, err := h.Trace(req.parent, req.from, frame)
+	var t loader.Trace
+	if req.host {
+		t, err = h.TraceHost(req.parent, frame)
+	} else {
+		t, err = h.Trace(req.parent, req.from, frame)
+	}
 	if err != nil {
 		return err
 	}
@@ -94,6 +110,17 @@ func (a *app) trace(h *loader.Host, req traceRequest) error {
 		return a.printJSON(newTraceJSON(t, frame))
 	}
 	return a.printTrace(t, frame)
+}
+
+// macOfParent finds the MAC of an attached parent, nil if there is none.
+func macOfParent(h *loader.Host, parent string) (net.HardwareAddr, error) {
+	all, err := h.Parents()
+	for _, p := range all {
+		if p.Name == parent {
+			return p.MAC, err
+		}
+	}
+	return nil, err
 }
 
 type traceJSON struct {
