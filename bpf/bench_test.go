@@ -14,7 +14,8 @@ import (
 // BenchmarkPrograms tells what a frame costs in a program; "nothing" is what
 // running any program costs. Redirects are asked for, not carried out. Those with
 // "watched" are watched by one who does not want to see this frame, those with "shown"
-// by one who does, for whom there is room for 100,000 (-benchtime 100000x).
+// by one who does, for whom there is room for 100,000 (-benchtime 100000x), those with
+// "guard" sent by who has one.
 func BenchmarkPrograms(b *testing.B) {
 	w := usualWorld(b)
 	nothing, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -54,7 +55,12 @@ func BenchmarkPrograms(b *testing.B) {
 	for _, c := range cases {
 		b.Run(c.name, func(b *testing.B) { run(b, c) })
 	}
-	w.meta.Watched = 1
+	w.guards = map[uint32]bpf.XvlanGuard{macAway: {Flags: guardOn | learnBoth, Rate: 100}, ipAway: {Flags: guardOn, Rate: 100}}
+	w.enter(b)
+	for _, c := range cases[5:] {
+		b.Run(c.name+"/guard", func(b *testing.B) { run(b, c) })
+	}
+	w.guards, w.meta.Watched = nil, 1
 	w.enter(b)
 	for name, opts := range map[string]watch.Options{
 		"watched": {Verdicts: []maps.Verdict{maps.DropMode}},

@@ -18,6 +18,7 @@ func tableFrames() [][]byte {
 		modesFromWire(), modesReturned(), modesTx(),
 		txSiblings(), txRoutes(), txNotRouted(), txLearned(), rxRouted(),
 		txDHCP(), rxDHCP(),
+		lies(sceneOf(macGiven), macGiven), lies(sceneOf(ipAway), ipAway),
 	} {
 		for _, c := range cases {
 			frames = append(frames, c.frame)
@@ -30,7 +31,8 @@ func tableFrames() [][]byte {
 // frames that are not counted exactly once, and for frames that the dry run
 // decides otherwise.
 func FuzzPrograms(f *testing.F) {
-	w, moded, routed := usualWorld(f), modesWorld(f), routedWorld(f)
+	w, moded, routed, guarded := usualWorld(f), modesWorld(f), routedWorld(f), guardedWorld(f)
+	guarded.enter(f)
 	moded.meta.Sources = 0 // their copies come besides
 	moded.set(f, bpf.MapMeta, 0, moded.meta)
 	for _, frame := range tableFrames() {
@@ -48,6 +50,9 @@ func FuzzPrograms(f *testing.F) {
 		}
 		for _, from := range []uint32{macAway, macHere, ipAway, ipHere, ipVLAN} {
 			fuzzTx(t, w, from, frame)
+		}
+		for _, from := range []uint32{macGiven, ipAway} {
+			fuzzGuard(t, guarded, from, frame)
 		}
 		fuzzInactive(t, w, frame)
 		fuzzRx(t, moded, frame)

@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"slices"
 	"testing"
@@ -120,6 +121,38 @@ func guardLearns() []frameCase {
 func (c frameCase) by(id uint32) frameCase {
 	c.news[0].id = id
 	return c
+}
+
+// fuzzGuard has one with given addresses send a frame: it is dropped, or its own as far
+// as its headers tell at first sight.
+func fuzzGuard(t *testing.T, w *world, from uint32, frame []byte) {
+	t.Helper()
+	w.set(t, bpf.MapGuards, from, w.guards[from]) // with nothing spent
+	r := fuzzRun(t, w, bpf.XvlanProgXvlanTx, from, frame)
+	switch {
+	case r.ret == actDrop && len(r.own) == 1 && len(r.others) == 0 && maps.Verdict(r.own[0].verdict).IsDrop():
+	case r.ret == actRedir && r.is(tx) && isOwn(from, frame):
+	default:
+		t.Errorf("tx from %d returned %d and counted %v %v", from, int32(r.ret), r.own, r.others)
+	}
+}
+
+func isOwn(id uint32, frame []byte) bool {
+	if mac(frame[6:]) != macOf(id) || len(frame) < 14+28 {
+		return false
+	}
+	switch body := frame[14:]; binary.BigEndian.Uint16(frame[12:]) {
+	case 0x0800:
+		src := netip.AddrFrom4([4]byte(body[12:]))
+		return src == ip4Of(id) || id == ipAway && src == ip4Of(taught) || src.IsUnspecified()
+	case 0x86dd:
+		src := netip.AddrFrom16([16]byte(body[8:]))
+		return src == ip6Of(id) || id == ipAway && src == ip6Of(taught) || src.IsUnspecified() || src.IsLinkLocalUnicast()
+	case 0x0806:
+		spa := netip.AddrFrom4([4]byte(body[14:]))
+		return mac(body[8:]) == macOf(id) && (spa == ip4Of(id) || id == ipAway && spa == ip4Of(taught) || spa.IsUnspecified())
+	}
+	return false
 }
 
 // TestGuardRouted tries the same on one in mode l3.

@@ -240,6 +240,7 @@ func TestOwnKeys(t *testing.T) {
 		w.net("net", "mode", "l3", "flag", "private"),
 		w.net("net", "mode", "passthru", "flag", "nopromisc"),
 		w.net("net", "mode", "source", "flag", "nodst", "macaddr", []string{wireMAC, "02:00:00:00:88:aa"}),
+		w.net("net", "mode", "l2", "guard", "on,dhcp", "bcrate", 50),
 		w.net("net", "bcqueuelen", 10, "bclim", -1, "mtu", 1300, "mac", "02:00:00:00:88:10"),
 	} {
 		w.attach(t, c, a)
@@ -249,11 +250,15 @@ func TestOwnKeys(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+		if word, ok := c["guard"]; ok && (l.Guard.String() != word || l.Guard.Rate != 50 || l.Guard.Learn4) {
+			t.Errorf("its guard is %+v", l.Guard)
+		}
 		slices.SortFunc(spec.Source.MACs, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
 		is := fmt.Sprintf("%s %s %s nopromisc=%v nodst=%v %v", spec.Kind, spec.Mode, l.Class, spec.NoPromisc, spec.Source.NoDst, spec.Source.MACs)
 		want := map[string]string{
 			"":         "macvlan bridge bridge nopromisc=false nodst=false []",
 			"ipvlan":   "ipvlan l2 bridge nopromisc=false nodst=false []",
+			"l2":       "ipvlan l2 bridge nopromisc=false nodst=false []",
 			"l3":       "ipvlan l3 private nopromisc=false nodst=false []",
 			"passthru": "macvlan passthru private nopromisc=true nodst=false []",
 			"source":   "macvlan source source nopromisc=false nodst=true [02:00:00:00:88:aa " + wireMAC + "]",

@@ -218,7 +218,7 @@ func TestModes(t *testing.T) {
 		siblings bool
 	}{
 		{"", true},
-		{"-o macvlan_mode=bridge", true},
+		{"-o macvlan_mode=bridge -o guard=on,given -o bcrate=50", true},
 		{"-o macvlan_mode=private", false},
 		{"-o macvlan_mode=vepa", false}, // the wire reflects nothing
 		{"-o mode=l2", true},
@@ -363,6 +363,8 @@ func TestRefused(t *testing.T) {
 		{create("-o parent=eth0 -o mtu=big x"), "mtu"},
 		{create("-o parent=eth0 -o datapath=slow x"), "datapath"},
 		{create("-o parent=eth0 -o host=yes x"), "host"},
+		{create("-o parent=eth0 -o guard=maybe x"), "guard"},
+		{create("-o parent=eth0 -o bcrate=few x"), "bcrate"},
 	} {
 		t.Run(c.says, func(t *testing.T) {
 			out, err := d.try(t, strings.Fields(c.line)...)
