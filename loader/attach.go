@@ -74,7 +74,7 @@ func (h *Host) open(l netlink.Link) (*parent, error) {
 // openFolder opens a parent that is still to be located; nil if it is detached.
 // The caller holds the lock.
 func (h *Host) openFolder(f folder) (*parent, error) {
-	set, err := openMaps(f.path(), h.nameOf(f.key))
+	set, err := h.openMaps(f)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -88,19 +88,20 @@ func (h *Host) openFolder(f folder) (*parent, error) {
 	return &parent{h: h, key: f.key, dir: f.path(), maps: set, rec: rec}, nil
 }
 
-// openMaps opens the maps in a folder; its errors name the parent.
-func openMaps(dir, name string) (*maps.Set, error) {
-	set, err := maps.Open(dir)
+// openMaps opens the maps in a parent's folder; its errors name the parent.
+func (h *Host) openMaps(f folder) (*maps.Set, error) {
+	set, err := maps.Open(f.path())
+	if err == nil {
+		return set, nil
+	}
+	name := h.nameOf(f.key)
 	if errors.Is(err, maps.ErrOlder) {
 		return nil, fmt.Errorf("parent %s: %w; carry them over: xvlan parent upgrade", name, err)
 	}
 	if errors.Is(err, maps.ErrSchema) {
-		return nil, fmt.Errorf("parent %s: %w; use the xvlan that made them, or remove them: rm -r %s", name, err, dir)
+		return nil, fmt.Errorf("parent %s: %w; use the xvlan that made them, or remove them: rm -r %s", name, err, f.path())
 	}
-	if err != nil {
-		return nil, fmt.Errorf("parent %s: %w", name, err)
-	}
-	return set, nil
+	return nil, fmt.Errorf("parent %s: %w", name, err)
 }
 
 // attach attaches a parent that nobody has attached. The caller holds the lock.
@@ -403,7 +404,7 @@ func (h *Host) detachGone(name string, notFound error) error {
 // lockGone finds a parent that is gone by the name that it had, and takes its lock;
 // nil if there is none.
 func (h *Host) lockGone(name string) (*parent, func(), error) {
-	if err := h.sweepDead(); err != nil {
+	if err := h.sweepDead(folder{}); err != nil {
 		return nil, nil, err
 	}
 	all, err := folders()
@@ -439,7 +440,7 @@ func (h *Host) lockParent(name string) (netlink.Link, func(), error) {
 	if err := ensureLocks(); err != nil {
 		return nil, nil, err
 	}
-	if err := h.sweepDead(); err != nil {
+	if err := h.sweepDead(folder{}); err != nil {
 		return nil, nil, err
 	}
 	for {

@@ -226,7 +226,7 @@ func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func
 		key, id, _ := parseLeg(found.Leg)
 		at = place{h.folder(key), id, map[int]string{found.nsid: found.Netns}}
 	}
-	if err := h.sweepDead(); err != nil {
+	if err := h.sweepDead(at.folder); err != nil {
 		return err
 	}
 	p, unlock, err := h.lockFolder(at.folder)

@@ -153,7 +153,7 @@ func (h *Host) eachParent(fn func(f folder, set *maps.Set, rec maps.Parent) erro
 
 // readParent opens the maps of one parent, if it is there.
 func (h *Host) readParent(f folder, fn func(set *maps.Set, rec maps.Parent) error) error {
-	set, err := openMaps(f.path(), h.nameOf(f.key))
+	set, err := h.openMaps(f)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

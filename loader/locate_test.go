@@ -227,7 +227,7 @@ func TestParentModes(t *testing.T) {
 				leg := s.link(t, e).Leg
 				again()
 				found := slices.DeleteFunc(s.state(t), func(line string) bool { return strings.Contains(line, leg) })
-				s.do(t, (*Host).sweepDead) // as a command for another parent would
+				s.do(t, func(h *Host) error { return h.sweepDead(folder{}) }) // as a command for another parent would
 				s.settle(t, e)
 				flags := s.host.linkFlags(t)
 				if flags&unix.IFF_ALLMULTI == 0 {

@@ -37,9 +37,15 @@ func (h *Host) sweepParents() error {
 }
 
 // sweepDead is sweepParents for those that are gone, or have come back: what every
-// command owes those that it does not act on.
-func (h *Host) sweepDead() error {
-	return h.sweep(h.reconsider)
+// command owes those that it does not act on. One that it is about to act on, and
+// knows by its folder, is left out.
+func (h *Host) sweepDead(but folder) error {
+	return h.sweep(func(f folder) error {
+		if f == but {
+			return nil
+		}
+		return h.reconsider(f)
+	})
 }
 
 // reconsider has a parent of which the device is gone, or has come back, know it. The
