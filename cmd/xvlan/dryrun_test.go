@@ -87,23 +87,28 @@ func TestTrace(t *testing.T) {
 		if out := w.must(t, "trace eth0 from i1 arp 10.77.0.77 10.77.0.254"); !strings.Contains(out, "would be learned") {
 			t.Errorf("that an address would be learned is not said in\n%s", out)
 		}
-		w.must(t, "link set c1 guard on")
-		before = w.must(t, "-j -s link show") + w.must(t, "-j parent show")
-		for line, want := range map[string]string{
-			"ip " + subAddr + " 10.77.0.254": "c1 tx", "ip 10.77.0.254 10.77.0.1": "c1 drop_source_ip", "arp 10.77.0.254 10.77.0.1": "c1 drop_arp",
-			"vlan 5 ip " + subAddr + " 10.77.0.254": "c1 drop_tag", "ip " + subAddr + " 10.77.0.254 dport 68": "c1 drop_dhcp",
-			"src 02:00:00:00:77:98 ip " + subAddr + " 10.77.0.254": "c1 drop_source_mac",
-		} {
-			var got dryTrace
-			unmarshal(t, w.must(t, "-j trace eth0 from c1 dst 02:00:00:00:77:fe "+line), &got)
-			if _, verdicts := got.told(); !slices.Equal(verdicts, []string{want}) {
-				t.Errorf("%s: %q, want %s", line, verdicts, want)
-			}
-		}
 		if after := w.must(t, "-j -s link show") + w.must(t, "-j parent show"); after != before {
 			t.Errorf("before\n%s\nafter\n%s", before, after)
 		}
 	})
+}
+
+// Of one with a guard each reason is told.
+func TestTraceGuard(t *testing.T) {
+	w := newWorld(t)
+	w.must(t, "link add link eth0 c1 address "+subMAC+" addr "+subAddr+"/24 up guard on type macvlan mode bridge")
+	for line, want := range map[string]string{
+		"ip " + subAddr + " 10.77.0.254": "c1 tx", "ip 10.77.0.254 10.77.0.1": "c1 drop_source_ip", "arp 10.77.0.254 10.77.0.1": "c1 drop_arp",
+		"vlan 5 ip " + subAddr + " 10.77.0.254": "c1 drop_tag", "ip " + subAddr + " 10.77.0.254 dport 68": "c1 drop_dhcp",
+		"src 02:00:00:00:77:98 ip " + subAddr + " 10.77.0.254": "c1 drop_source_mac",
+	} {
+		var got dryTrace
+		unmarshal(t, w.must(t, "-j trace eth0 from c1 dst 02:00:00:00:77:fe "+line), &got)
+		if _, verdicts := got.told(); !slices.Equal(verdicts, []string{want}) {
+			t.Errorf("%s: %q, want %s", line, verdicts, want)
+		}
+	}
+	w.must(t, "link del c1")
 }
 
 // A frame is the same whether described, in hex, or in a file of either form.
