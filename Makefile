@@ -17,7 +17,7 @@ NEED_DEMO     := ip:iproute2 ping:iputils-ping
 NEED_TEST     := $(NEED_DEMO) ethtool:ethtool strace:strace setpriv:util-linux nsenter:util-linux capsh:libcap2-bin bpftool:bpftool nft:nftables promtool:prometheus \
                  mandoc:mandoc systemd-analyze:systemd fish:fish zsh:zsh /usr/share/bash-completion/bash_completion:bash-completion \
                  $(NEED_GENERATE) dockerd:docker.io /var/lib/dpkg/info/busybox-static.list:busybox-static \
-                 /usr/lib/cni/host-local:containernetworking-plugins dnsmasq:dnsmasq-base udhcpc:udhcpc dhclient:isc-dhcp-client dhcpcd:dhcpcd-base podman:podman runc:runc
+                 /usr/lib/cni/host-local:containernetworking-plugins dnsmasq:dnsmasq-base udhcpc:udhcpc dhclient:isc-dhcp-client dhcpcd:dhcpcd-base kea-dhcp4:kea-dhcp4-server podman:podman runc:runc
 NEED_VM       := qemu-system-x86_64:qemu-system-x86 depmod:kmod
 
 # need installs the packages of those commands of $(1) that are missing.

@@ -22,6 +22,7 @@ var debianPackages = map[string]string{
 	"docker":             "docker.io",
 	"dockerd":            "docker.io",
 	"ip":                 "iproute2",
+	"kea-dhcp4":          "kea-dhcp4-server",
 	"modprobe":           "kmod",
 	"ndisc6":             "ndisc6",
 	"nft":                "nftables",
