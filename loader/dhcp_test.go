@@ -242,6 +242,30 @@ func (s *site) leases(t *testing.T, server dhcpServer) {
 	}
 }
 
+// TestDHCPGuarded has one that may speak from nothing but what it is given: a lease is.
+func TestDHCPGuarded(t *testing.T) {
+	s := newSite(t, onClsact, siteOption{noIPv6: true})
+	server := s.dnsmasq(t, fmt.Sprintf("--dhcp-range=10.77.0.100,10.77.0.150,%d", leaseTime))
+	e, c, dir := s.sub(t, "ip1"), dhcpClients()[0], t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "script"), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	spec := s.spec(e)
+	spec.Netns, spec.Up, spec.Guard = e.ns.Name(), true, GuardSpec{Guard: &maps.Guard{On: true, Given: true}}
+	s.do(t, func(h *Host) error { return h.Add(spec) })
+	args := c.args(dir, e.dev)
+	cmd := e.ns.Start(t, args[0], args[1:]...)
+	lease := s.lease(t, e).Addr
+	e.ping(t, s.wire.ip4.Addr())
+	c.release(t, e, dir, cmd)
+	lab.Eventually(t, "its lease is given back", func() bool { return server.said(server.released, lease) == 1 && s.origin(t, e, lease) == 0 })
+	e.ns.Addr(t, e.dev, lease.String()+"/24")
+	e.pingFails(t, s.wire.ip4.Addr())
+	if got := s.link(t, e).Stats[maps.DropSourceIP].Packets + s.link(t, e).Stats[maps.DropARP].Packets; got == 0 {
+		t.Error("what it says afterwards is not dropped")
+	}
+}
+
 // TestDHCPOff leaves clients to themselves, and refuses to help where that is for
 // nothing.
 func TestDHCPOff(t *testing.T) {
