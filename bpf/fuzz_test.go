@@ -19,6 +19,7 @@ func tableFrames() [][]byte {
 		txSiblings(), txRoutes(), txNotRouted(), txLearned(), rxRouted(),
 		txDHCP(), rxDHCP(),
 		lies(sceneOf(macGiven), macGiven), lies(sceneOf(ipAway), ipAway),
+		hostSends(),
 	} {
 		for _, c := range cases {
 			frames = append(frames, c.frame)
@@ -31,7 +32,8 @@ func tableFrames() [][]byte {
 // frames that are not counted exactly once, and for frames that the dry run
 // decides otherwise.
 func FuzzPrograms(f *testing.F) {
-	w, moded, routed, guarded := usualWorld(f), modesWorld(f), routedWorld(f), guardedWorld(f)
+	w, moded, routed := usualWorld(f), modesWorld(f), routedWorld(f)
+	guarded, hosts := guardedWorld(f), hostsWorld(f, false)
 	guarded.enter(f)
 	moded.meta.Sources = 0 // their copies come besides
 	moded.set(f, bpf.MapMeta, 0, moded.meta)
@@ -63,6 +65,7 @@ func FuzzPrograms(f *testing.F) {
 		for _, from := range []uint32{r3, r3Here, r3Unset, r3VEPA, r3Private, rs, rsVEPA} {
 			fuzzTx(t, routed, from, frame)
 		}
+		fuzzHost(t, hosts, frame)
 	})
 }
 
@@ -138,6 +141,30 @@ func fuzzXDP(t *testing.T, w *world, frame []byte) {
 		t.Errorf("xdp returned %d and counted %v %v", r.ret, r.own, r.others)
 	}
 	wantBytes(t, r.out, frame)
+}
+
+// fuzzHost looks that what the host sends is counted once there, and goes to one, to
+// copies and the wire, or back to it as the answer.
+func fuzzHost(t *testing.T, w *world, frame []byte) {
+	t.Helper()
+	r := fuzzRun(t, w, bpf.XvlanProgXvlanHost, 0, frame)
+	answer := r.ret == actRedir && len(r.others) == 0
+	switch {
+	case !r.is(tx):
+	case r.ret == actNext && r.copied() && (frame[0]&1 != 0 || len(r.others) == 0):
+		wantBytes(t, r.out, frame)
+		return
+	case answer && len(r.out) == len(frame) && mac(r.out[6:12]) == parentMAC:
+		return
+	case r.ret == actRedir && r.alone():
+		out := frame
+		if to := w.subs[r.others[0].id]; to.Kind == bpf.XvlanSubKindKIND_IPVLAN && frame[0]&1 == 0 {
+			out = set(frame, 0, to.Mac[:]...)
+		}
+		wantBytes(t, r.out, out)
+		return
+	}
+	t.Errorf("host returned %d and counted %v %v", int32(r.ret), r.own, r.others)
 }
 
 func fuzzRx(t *testing.T, w *world, frame []byte) {

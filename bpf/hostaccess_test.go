@@ -14,7 +14,7 @@ import (
 
 // Sub-interfaces with host access, and two without.
 const (
-	hMAC = 2 + iota
+	hMAC = 20 + iota
 	hPrivate
 	hHere
 	hIP

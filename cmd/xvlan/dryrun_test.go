@@ -42,7 +42,7 @@ func TestTrace(t *testing.T) {
 	bpfRungs(t, func(t *testing.T, w *world) {
 		inside := w.inside.Name()
 		w.must(t, "link add link eth0 c1 leg "+w.leg+" netns "+inside+" address "+subMAC+" addr "+subAddr+"/24 up type macvlan mode bridge")
-		w.must(t, "link add link eth0 i1 leg "+w.leg+" netns "+inside+" addr 10.77.0.11/24 up type ipvlan mode l2")
+		w.must(t, "link add link eth0 i1 leg "+w.leg+" netns "+inside+" addr 10.77.0.11/24 up host on type ipvlan mode l2")
 		w.must(t, "link add link eth0 down1 netns "+inside+" addr 10.77.0.12/24 type macvlan mode bridge")
 		before := w.must(t, "-j -s link show") + w.must(t, "-j parent show")
 		rx := func(fate string) []string {
@@ -70,6 +70,10 @@ func TestTrace(t *testing.T) {
 			{"from c1 ip 10.77.0.10 10.77.0.11", []string{"xvlan_tx on xv2-1: to i1, straight into its namespace"}, []string{"c1 tx", "i1 rx"}},
 			{"from i1 netns " + inside + " arp 10.77.0.77 10.77.0.254", []string{"xvlan_tx on xv2-2: out of eth0"}, []string{"i1 tx", "c1 rx"}},
 			{"from i1 dst 02:00:00:00:77:fe len 2000 ip 10.77.0.11 10.77.0.254", []string{"xvlan_tx on xv2-2: dropped"}, []string{"i1 drop_mtu"}},
+			{"from i1 dst " + parentMAC + " ip 10.77.0.11 " + hostAddr, []string{"xvlan_tx on xv2-2: to the host, as if come in by eth0"}, []string{"i1 tx"}},
+			{"from host ip " + hostAddr + " 10.77.0.11", []string{"xvlan_host on eth0: to i1, by its host leg"}, []string{"eth0 tx", "i1 rx"}},
+			{"from host arp " + hostAddr + " 10.77.0.11", []string{"xvlan_host on eth0: to i1, by its host leg"}, []string{"eth0 tx", "i1 rx"}},
+			{"from host ip " + hostAddr + " " + subAddr, []string{"xvlan_host on eth0: on its way out of eth0"}, []string{"eth0 tx"}},
 		} {
 			t.Run(c.line, func(t *testing.T) {
 				var got dryTrace
@@ -190,6 +194,7 @@ func TestTraceRefused(t *testing.T) {
 		"trace eth0 pcap /dev/null":                  "pcap /dev/null",
 		"trace eth0 len 9000 arp 10.0.0.1 10.0.0.2":  "9000 bytes|longer than",
 		"trace eth0 frame 2 arp 10.0.0.1 10.0.0.2":   "frame 2|pcap",
+		"trace eth0 from host arp 10.0.0.1 10.0.0.2": "from host|host access",
 		"trace eth0 from c2 arp 10.0.0.1 10.0.0.2":   "c2|not found",
 		"trace lo arp 10.0.0.1 10.0.0.2":             "lo",
 		"trace eth7 arp 10.0.0.1 10.0.0.2":           "eth7|not found",
