@@ -96,7 +96,9 @@ func (s *Set) Guards() ([]Guard, error) {
 	}
 	guards := make([]Guard, len(all))
 	for i := range all {
-		guards[i] = guardFromC(&all[i])
+		if all[i] != (bpf.XvlanGuard{}) { // as most are
+			guards[i] = guardFromC(&all[i])
+		}
 	}
 	return guards, nil
 }
