@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -107,6 +108,21 @@ func dhcpClients() []dhcpClient {
 	}
 }
 
+// clientSpace is a namespace for one client. It may be several processes, dhcpcd is:
+// what is left of them in the end goes with it.
+func clientSpace(t *testing.T, name string) *lab.Netns {
+	t.Helper()
+	ns := lab.NewNetns(t, name)
+	t.Cleanup(func() {
+		for _, pid := range strings.Fields(ns.Run(t, "ip", "netns", "pids", ns.Name())) {
+			if n, err := strconv.Atoi(pid); err == nil {
+				_ = unix.Kill(n, unix.SIGKILL) // it may have ended by itself
+			}
+		}
+	})
+	return ns
+}
+
 // A dhcpServer is on the wire, and knows what its log calls what it has done.
 type dhcpServer struct {
 	cmd                    *exec.Cmd
@@ -191,7 +207,7 @@ func (s *site) leases(t *testing.T, server dhcpServer) {
 	ends, cmds, dirs := make([]*end, len(clients)), make([]*exec.Cmd, len(clients)), make([]string, len(clients))
 	for i, c := range clients {
 		lab.NeedTool(t, c.tool)
-		ends[i], dirs[i] = newEnd(c.name, lab.NewNetns(t, c.name), fmt.Sprintf("c%d", i), maps.Ipvlan, 0), t.TempDir()
+		ends[i], dirs[i] = newEnd(c.name, clientSpace(t, c.name), fmt.Sprintf("c%d", i), maps.Ipvlan, 0), t.TempDir()
 		if err := os.WriteFile(filepath.Join(dirs[i], "script"), []byte(script), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -319,7 +335,7 @@ func TestDHCPv6(t *testing.T) {
 		ends := make([]*end, len(clients))
 		for i, c := range clients {
 			lab.NeedTool(t, c.tool)
-			ends[i] = newEnd(c.name, lab.NewNetns(t, c.name), fmt.Sprintf("c%d", i), maps.Ipvlan, 0)
+			ends[i] = newEnd(c.name, clientSpace(t, c.name), fmt.Sprintf("c%d", i), maps.Ipvlan, 0)
 			for key, value := range map[string]string{"accept_ra": "2", "autoconf": "1", "use_tempaddr": "2"} {
 				ends[i].ns.Sysctl(t, "net.ipv6.conf.default."+key, value)
 			}
