@@ -55,10 +55,13 @@ func BenchmarkPrograms(b *testing.B) {
 	for _, c := range cases {
 		b.Run(c.name, func(b *testing.B) { run(b, c) })
 	}
-	w.guards = map[uint32]bpf.XvlanGuard{macAway: {Flags: guardOn | learnBoth, Rate: 100}, ipAway: {Flags: guardOn, Rate: 100}}
+	w.guards = map[uint32]bpf.XvlanGuard{macAway: {Flags: guardOn | learnBoth, Rate: 100}}
 	w.enter(b)
-	for _, c := range cases[5:] {
-		b.Run(c.name+"/guard", func(b *testing.B) { run(b, c) })
+	for _, c := range cases {
+		// An ipvlan's frame has the parent's MAC from its second run on.
+		if c.dev == w.subs[macAway].Leg {
+			b.Run(c.name+"/guard", func(b *testing.B) { run(b, c) })
+		}
 	}
 	w.guards, w.meta.Watched = nil, 1
 	w.enter(b)
