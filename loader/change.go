@@ -234,6 +234,9 @@ func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func
 		return err
 	}
 	if p == nil {
+		if err := hidden(); err != nil {
+			return err
+		}
 		return gone(sel.Name)
 	}
 	defer unlock()

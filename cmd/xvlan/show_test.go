@@ -129,7 +129,7 @@ func TestGoldenLinks(t *testing.T) {
     addr 10.77.0.10 given
     addr 10.77.0.11 given
     datapath reason: veth: native XDP would make its peer give up TSO
-    id 1 leg veth host leg xv2-1 wire mac 02:00:00:00:77:10 delivery peer
+    id 1 leg veth host leg xv2-1 wire mac 02:00:00:00:77:10 host off delivery peer
            bytes  packets  dropped
       RX:    200        2        0
       TX:   1084        3        1
@@ -138,7 +138,8 @@ func TestGoldenLinks(t *testing.T) {
     link/ether 02:00:00:00:77:20 brd ff:ff:ff:ff:ff:ff
     ipvlan mode l2 bridge datapath tc
     datapath reason: veth: native XDP would make its peer give up TSO
-    id 2 leg veth host leg xv2-2 wire mac 02:00:00:00:77:01 delivery leg
+    id 2 leg veth host leg xv2-2 wire mac 02:00:00:00:77:01 host off delivery leg
+    dhcp on
            bytes  packets  dropped
       RX:      0        0        0
       TX:      0        0        0
