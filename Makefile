@@ -101,10 +101,12 @@ VM_TIME     := 90m
 
 # All of it takes an hour and more. With VM_QUICK=yes, as CI has it, of
 # the packages whose tests take minutes those are run that hang on the kernel:
-# attaching, detaching and putting back, traffic of every kind and mode, what is
-# followed, containers on the kernel's ipvlan, and four modes before the referee.
+# each program's path and where it hands frames to, attaching, detaching and putting
+# back, traffic of every kind and mode, what is followed, containers on the kernel's
+# ipvlan, and four modes before the referee.
 define VM_QUICK_TESTS
-loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|ParentDeleted.*|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate|NetkitUnattended)$$
+bpf ^Test(.*Arrives|FloodRefused|Place|Meet|Down|DHCPOut|Lease|Guard|GuardBudget|HostReceives|TxHostAccess|Groups|Modes|Routed|Rx|Tx|TxMTU|TxNetkit|Turn|XDP.*|Port.*|VLAN.*|AddrSlots|GSOTx|Watchers)$$
+loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|ParentDeleted.*|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate|NetkitUnattended|HostAccess|GuardAttacks)$$
 xvlan ^Test(AddAll|Leg|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP|Systemd|ParentGone)$$
 xvlan-docker ^Test(VLANParent|NoParent)$$
 cni ^TestModes$$/^kernel-l
