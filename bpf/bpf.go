@@ -17,7 +17,7 @@ import (
 
 // Schema is the version of the maps' keys, values and flags: XVLAN_SCHEMA in
 // xvlan.h. Maps that say another one must not be written to.
-const Schema = 9
+const Schema = 10
 
 // OldestSchema is the oldest whose maps can be carried over, see maps.Older.
 const OldestSchema = 5
@@ -196,7 +196,9 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 		XvlanMapMembers: capacity/64 + 1,
 		XvlanMapPorts:   capacity + 1,
 		XvlanMapBySrc:   sourcesPerSub * capacity,
-		XvlanMapByMac:   capacity,
+		XvlanMapByMac:   2 * capacity, // of a trunk with a VLAN for its untagged frames
+		XvlanMapVlans:   vlanIDs + capacity,
+		XvlanMapTrunks:  capacity,
 		XvlanMapByLeg:   capacity,
 		XvlanMapByIp4:   addrs,
 		XvlanMapByIp6:   addrs,
@@ -205,6 +207,10 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 	}
 	return spec, nil
 }
+
+// vlanIDs is how many IDs a VLAN tag can tell; of those behind a service tag each
+// sub-interface can claim one more.
+const vlanIDs = 4096
 
 // section begins the names that sections have in the object.
 const section = ".data."

@@ -237,7 +237,7 @@ static __always_inline void settle(struct __sk_buff *skb, struct sub *sub, __u32
 
 struct asker {
 	__u16 mac[3];
-	__u16 vlan;
+	__u32 vlan;
 	__u32 id; /* out: 0 where it is none, or several */
 };
 

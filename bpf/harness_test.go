@@ -72,7 +72,7 @@ type world struct {
 
 // An entry is one of by_ip4 or by_ip6.
 type entry struct {
-	vlan  uint16
+	vlan  uint32
 	addr  netip.Addr
 	id    uint32
 	gen   uint32
@@ -366,7 +366,7 @@ func (w *world) clear(tb testing.TB, name string) {
 	}
 }
 
-func ip4Key(vlan uint16, addr netip.Addr) bpf.XvlanIp4Key {
+func ip4Key(vlan uint32, addr netip.Addr) bpf.XvlanIp4Key {
 	return bpf.XvlanIp4Key{AddrBe: binary.NativeEndian.Uint32(addr.AsSlice()), Vlan: vlan}
 }
 

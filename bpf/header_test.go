@@ -46,7 +46,7 @@ func TestLoadCapacity(t *testing.T) {
 	defer coll.Close()
 	for name, want := range map[string]uint32{
 		bpf.XvlanMapStats: 65, bpf.XvlanMapLearned: 65, bpf.XvlanMapMembers: 2,
-		bpf.XvlanMapByMac: 64, bpf.XvlanMapByLeg: 64,
+		bpf.XvlanMapByMac: 128, bpf.XvlanMapByLeg: 64,
 	} {
 		if got := coll.Maps[name].MaxEntries(); got != want {
 			t.Errorf("%s has room for %d entries, want %d", name, got, want)

@@ -11,7 +11,7 @@ import (
 
 // learns completes a case: the sender is now the learned owner of the address.
 func learns(c frameCase, addr netip.Addr) frameCase {
-	vlan := uint16(0)
+	vlan := uint32(0)
 	if c.from == ipVLAN {
 		vlan = 10
 	}

@@ -96,6 +96,24 @@ struct {
 	__type(value, __u32);
 } by_src SEC(".maps");
 
+/* The VLANs that are claimed: those that a sub-interface is in or has on its trunk. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} vlans SEC(".maps");
+
+/* By id, of those with SUB_TRUNK. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct trunk);
+} trunks SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);

@@ -70,6 +70,8 @@ const (
 	TraceMapPorts        = "ports"
 	TraceMapSightings    = "sightings"
 	TraceMapStats        = "stats"
+	TraceMapTrunks       = "trunks"
+	TraceMapVlans        = "vlans"
 	TraceProgXvlanCarry  = "xvlan_carry"
 	TraceProgXvlanHost   = "xvlan_host"
 	TraceProgXvlanMeet   = "xvlan_meet"
@@ -152,6 +154,8 @@ type TraceMapSpecs struct {
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
 	Sightings *ebpf.MapSpec `ebpf:"sightings"`
 	Stats     *ebpf.MapSpec `ebpf:"stats"`
+	Trunks    *ebpf.MapSpec `ebpf:"trunks"`
+	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 }
 
 // TraceVariableSpecs contains global variables before they are loaded into the kernel.
@@ -198,6 +202,8 @@ type TraceMaps struct {
 	Ports     *ebpf.Map `ebpf:"ports"`
 	Sightings *ebpf.Map `ebpf:"sightings"`
 	Stats     *ebpf.Map `ebpf:"stats"`
+	Trunks    *ebpf.Map `ebpf:"trunks"`
+	Vlans     *ebpf.Map `ebpf:"vlans"`
 }
 
 func (m *TraceMaps) Close() error {
@@ -212,6 +218,8 @@ func (m *TraceMaps) Close() error {
 		m.Ports,
 		m.Sightings,
 		m.Stats,
+		m.Trunks,
+		m.Vlans,
 	)
 }
 

@@ -68,7 +68,7 @@ struct frame {
 	void *data;
 	void *end;
 	__u32 l3;	/* offset of the network header */
-	__u16 vlan;	/* ID of the outer tag, 0 for none or a priority tag */
+	__u32 vlan;	/* ID of the outer tag, 0 for none or a priority tag */
 	__u16 tpid_be;	/* EtherType of the outer tag, 0 for none */
 	__u16 proto_be; /* EtherType behind the outer tag */
 };
@@ -207,7 +207,7 @@ static __always_inline struct sub *sub_by_leg(__u32 leg, __u32 *id)
 	return sub->leg == leg && sub->state != SUB_FREE ? sub : NULL;
 }
 
-static __always_inline struct dest *dest_by_mac(__u16 vlan, const void *mac)
+static __always_inline struct dest *dest_by_mac(__u32 vlan, const void *mac)
 {
 	struct mac_key key = {.vlan = vlan};
 	struct dest *d;
@@ -231,7 +231,7 @@ static __always_inline __u32 mac_slot(const void *mac)
 
 /* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
  * kernel macvlan does. */
-static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32 *id)
+static __always_inline struct sub *sub_by_mac(__u32 vlan, const void *mac, __u32 *id)
 {
 	__u32 found = mac_slot(mac);
 	struct sub *sub;
@@ -252,7 +252,7 @@ static __always_inline struct sub *sub_by_mac(__u16 vlan, const void *mac, __u32
 
 #include "addr.h" /* who4, who6, seen4, seen6, raise */
 
-static __always_inline struct dest *dest_by_ip4(__u16 vlan, const void *addr)
+static __always_inline struct dest *dest_by_ip4(__u32 vlan, const void *addr)
 {
 	struct ip4_key key = {.vlan = vlan};
 
@@ -260,7 +260,7 @@ static __always_inline struct dest *dest_by_ip4(__u16 vlan, const void *addr)
 	return noted(STEP_IP, bpf_map_lookup_elem(&by_ip4, &key));
 }
 
-static __always_inline struct dest *dest_by_ip6(__u16 vlan, const void *addr)
+static __always_inline struct dest *dest_by_ip6(__u32 vlan, const void *addr)
 {
 	struct ip6_key key = {.vlan = vlan};
 
@@ -278,7 +278,7 @@ enum end { DESTINATION, SENDER };
 
 /* The entry of the address at one end of a frame in a VLAN, by IP or by what
  * ARP says. */
-static __always_inline struct dest *dest_in(struct frame *f, __u16 vlan, enum end end)
+static __always_inline struct dest *dest_in(struct frame *f, __u32 vlan, enum end end)
 {
 	if (f->proto_be == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = at(f, f->l3, sizeof(*ip));

@@ -13,9 +13,9 @@
  * loader never writes into maps that another version's programs read. What older
  * maps hold is carried over by the names of types and fields, see convert() in
  * package maps: so what changes its meaning takes another name, and what is an
- * index or a bit (verdicts, flags) stays at its place. 9 is 8 with SUB_HOST, which
- * programs for 8 do not heed, and parent.hosts; all else is laid out as it was. */
-#define XVLAN_SCHEMA 9
+ * index or a bit (verdicts, flags) stays at its place. 10 is 9 with VLANs that are
+ * taken for keys: mac_key and what a `vlan` holds are wider, see VLAN_NONE. */
+#define XVLAN_SCHEMA 10
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
@@ -28,6 +28,12 @@
 
 /* How many can watch a parent at once: bits of parent.watched. */
 #define WATCHERS 8
+
+/* A `vlan` is the ID of an 802.1Q tag, and above it by QINQ_SHIFT bits that of the
+ * service tag in front of it (802.1ad), if there is one. 0: no tag, or one that nobody
+ * has claimed. No frame is in VLAN_NONE. */
+#define QINQ_SHIFT 12
+#define VLAN_NONE  0xffffffff
 
 /* A slot that several fall into: the hash map behind it has to be asked. */
 #define SLOT_SHARED 0x80000000
@@ -67,7 +73,8 @@ enum verdict {
 	VERDICT_DROP_ND,	 /* the same of neighbour discovery */
 	VERDICT_DROP_ROUTER,	 /* sent what only a router says */
 	VERDICT_DROP_DHCP,	 /* sent what only a DHCP server says, or asks for others */
-	VERDICT_DROP_TAG,	 /* sent a frame with a tag */
+	VERDICT_DROP_TAG,	 /* sent a frame with a tag; without a guard: with one that it has no
+				    part in, or a trunk without one */
 	VERDICT_DROP_ETHERTYPE,	 /* sent neither IPv4 nor IPv6 nor ARP */
 	VERDICT_DROP_RATE,	 /* sent more broadcasts, ARP and ND than its budget allows */
 	VERDICT_MAX,
@@ -80,10 +87,13 @@ enum sub_state {
 	SUB_ACTIVE,
 };
 
+/* One byte, so that a record fits into a cache line. */
+#define PACKED __attribute__((packed))
+
 enum sub_kind {
 	KIND_MACVLAN = 1, /* reached by destination MAC */
 	KIND_IPVLAN = 2,  /* reached by destination IP behind the parent's MAC */
-};
+} PACKED;
 
 /* As the kernel drivers name them. */
 enum sub_mode {
@@ -95,7 +105,7 @@ enum sub_mode {
 	MODE_SOURCE = 6,
 	MODE_L3 = 7,  /* ipvlan, routed in the parent's namespace: see route.h, as is */
 	MODE_L3S = 8, /* ipvlan, up into the host's stack */
-};
+} PACKED;
 
 /* What mode and flags come down to for who meets whom. A set of classes is a
  * mask. */
@@ -104,7 +114,7 @@ enum sub_class {
 	CLASS_VEPA = 2,	   /* everybody by the wire, siblings if the switch returns frames */
 	CLASS_PRIVATE = 4, /* the wire, but no sibling, even if the switch returns frames */
 	CLASS_SOURCE = 8,  /* sends to the wire, gets what its list of source MACs sends */
-};
+} PACKED;
 
 enum sub_place {
 	PLACE_LOCAL, /* inner leg in the parent's netns, or not known to have left it */
@@ -123,6 +133,7 @@ enum sub_flag {
 	SUB_NO_DHCP = 64,  /* IP-keyed: its DHCP is none of ours */
 	SUB_GUARDED = 128, /* what it sends is looked at first, as its struct guard says */
 	SUB_HOST = 256,	   /* it and the host reach each other: see host.h */
+	SUB_TRUNK = 512,   /* MAC-keyed: it has part in the VLANs that `trunks` says, by tags */
 };
 
 enum guard_flag {
@@ -165,20 +176,25 @@ enum rung {
 };
 
 struct mac_key {
-	__u16 vlan; /* 0: untagged, or tagged with what no other entry claims */
+	__u32 vlan; /* VLAN_NONE: of a trunk, which knows in which VLANs */
 	__u8 mac[6];
+	__u16 pad;
 };
 
 struct ip4_key {
 	__be32 addr_be;
-	__u16 vlan;
-	__u16 pad;
+	__u32 vlan;
 };
 
 struct ip6_key {
 	__u8 addr[16];
-	__u16 vlan;
-	__u16 pad;
+	__u32 vlan;
+};
+
+/* The VLANs of a trunk, a bit each, but for that of its untagged frames: bit 0 is not
+ * set. */
+struct trunk {
+	__u64 vlans[64];
 };
 
 struct src_key {
@@ -231,12 +247,17 @@ struct sub {
 	enum sub_kind kind;
 	enum sub_mode mode;
 	enum sub_class class;
+	__u8 pad;
 	enum sub_flag flags;
 	__u8 mac[6]; /* of the inner leg */
-	__u16 vlan;
+	__u16 pad2;
+	__u32 vlan;	       /* of its untagged frames; VLAN_NONE: it has none */
 	__u8 name[IFNAME_LEN]; /* the inner leg's name when it was made */
-	__u64 device;	       /* address of the inner leg's net_device, 0 if not known */
+	__u32 pad3;
+	__u64 device; /* address of the inner leg's net_device, 0 if not known */
 };
+
+_Static_assert(sizeof(struct sub) == 64, "a record is a cache line");
 
 /* What is asked of what one with SUB_GUARDED sends. */
 struct guard {
@@ -260,6 +281,8 @@ struct parent {
 	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
 	__u32 ports;	  /* number of sub-interfaces with PLACE_XDP */
 	__u32 hosts;	  /* number of sub-interfaces with SUB_HOST */
+	__u32 vlans;	  /* number of sub-interfaces in a VLAN, SUB_TRUNK among them */
+	__u32 trunks;	  /* number of sub-interfaces with SUB_TRUNK */
 	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */
 	enum found found; /* what detach must put back */
 	enum rung rung;

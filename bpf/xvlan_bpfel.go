@@ -87,8 +87,7 @@ type XvlanIp4Bucket struct {
 type XvlanIp4Key struct {
 	_      structs.HostLayout
 	AddrBe uint32
-	Vlan   uint16
-	Pad    uint16
+	Vlan   uint32
 }
 
 type XvlanIp6Bucket struct {
@@ -108,14 +107,14 @@ type XvlanIp6Bucket struct {
 type XvlanIp6Key struct {
 	_    structs.HostLayout
 	Addr [16]uint8
-	Vlan uint16
-	Pad  uint16
+	Vlan uint32
 }
 
 type XvlanMacKey struct {
 	_    structs.HostLayout
-	Vlan uint16
+	Vlan uint32
 	Mac  [6]uint8
+	Pad  uint16
 }
 
 type XvlanParent struct {
@@ -131,6 +130,8 @@ type XvlanParent struct {
 	IpKeyed  uint32
 	Ports    uint32
 	Hosts    uint32
+	Vlans    uint32
+	Trunks   uint32
 	LastId   uint32
 	Found    XvlanFound
 	Rung     XvlanRung
@@ -195,14 +196,17 @@ type XvlanSub struct {
 	Kind   XvlanSubKind
 	Mode   XvlanSubMode
 	Class  XvlanSubClass
+	Pad    uint8
 	Flags  XvlanSubFlag
 	Mac    [6]uint8
-	Vlan   uint16
+	Pad2   uint16
+	Vlan   uint32
 	Name   [16]uint8
+	Pad3   uint32
 	Device uint64
 }
 
-type XvlanSubClass uint32
+type XvlanSubClass uint8
 
 const (
 	XvlanSubClassCLASS_BRIDGE  XvlanSubClass = 1
@@ -223,16 +227,17 @@ const (
 	XvlanSubFlagSUB_NO_DHCP   XvlanSubFlag = 64
 	XvlanSubFlagSUB_GUARDED   XvlanSubFlag = 128
 	XvlanSubFlagSUB_HOST      XvlanSubFlag = 256
+	XvlanSubFlagSUB_TRUNK     XvlanSubFlag = 512
 )
 
-type XvlanSubKind uint32
+type XvlanSubKind uint8
 
 const (
 	XvlanSubKindKIND_MACVLAN XvlanSubKind = 1
 	XvlanSubKindKIND_IPVLAN  XvlanSubKind = 2
 )
 
-type XvlanSubMode uint32
+type XvlanSubMode uint8
 
 const (
 	XvlanSubModeMODE_BRIDGE   XvlanSubMode = 1
@@ -265,6 +270,11 @@ const (
 type XvlanSubStats struct {
 	_       structs.HostLayout
 	Verdict [22]XvlanCounter
+}
+
+type XvlanTrunk struct {
+	_     structs.HostLayout
+	Vlans [64]uint64
 }
 
 type XvlanVerdict uint32
@@ -323,6 +333,8 @@ const (
 	XvlanMapPorts        = "ports"
 	XvlanMapSightings    = "sightings"
 	XvlanMapStats        = "stats"
+	XvlanMapTrunks       = "trunks"
+	XvlanMapVlans        = "vlans"
 	XvlanProgXvlanCarry  = "xvlan_carry"
 	XvlanProgXvlanHost   = "xvlan_host"
 	XvlanProgXvlanMeet   = "xvlan_meet"
@@ -404,6 +416,8 @@ type XvlanMapSpecs struct {
 	Ports     *ebpf.MapSpec `ebpf:"ports"`
 	Sightings *ebpf.MapSpec `ebpf:"sightings"`
 	Stats     *ebpf.MapSpec `ebpf:"stats"`
+	Trunks    *ebpf.MapSpec `ebpf:"trunks"`
+	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 }
 
 // XvlanVariableSpecs contains global variables before they are loaded into the kernel.
@@ -449,6 +463,8 @@ type XvlanMaps struct {
 	Ports     *ebpf.Map `ebpf:"ports"`
 	Sightings *ebpf.Map `ebpf:"sightings"`
 	Stats     *ebpf.Map `ebpf:"stats"`
+	Trunks    *ebpf.Map `ebpf:"trunks"`
+	Vlans     *ebpf.Map `ebpf:"vlans"`
 }
 
 func (m *XvlanMaps) Close() error {
@@ -463,6 +479,8 @@ func (m *XvlanMaps) Close() error {
 		m.Ports,
 		m.Sightings,
 		m.Stats,
+		m.Trunks,
+		m.Vlans,
 	)
 }
 

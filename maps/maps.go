@@ -39,6 +39,8 @@ type Set struct {
 	byIP6   *ebpf.Map
 	byLeg   *ebpf.Map
 	bySrc   *ebpf.Map
+	vlans   *ebpf.Map
+	trunks  *ebpf.Map
 	macSlot *ebpf.Map
 	legSlot *ebpf.Map
 	ip4Slot *ebpf.Map
@@ -67,6 +69,8 @@ func (s *Set) fields() map[string]**ebpf.Map {
 		bpf.XvlanMapByIp6:   &s.byIP6,
 		bpf.XvlanMapByLeg:   &s.byLeg,
 		bpf.XvlanMapBySrc:   &s.bySrc,
+		bpf.XvlanMapVlans:   &s.vlans,
+		bpf.XvlanMapTrunks:  &s.trunks,
 		bpf.MapMACSlots:     &s.macSlot,
 		bpf.MapLegSlots:     &s.legSlot,
 		bpf.MapIP4Slots:     &s.ip4Slot,
@@ -335,17 +339,17 @@ func sum(perCPU []bpf.XvlanSubStats) (s Stats) {
 // tells that somebody does. Deleting what is not there is no error.
 
 // PutMAC makes a MAC lead to a sub-interface.
-func (s *Set) PutMAC(vlan uint16, mac net.HardwareAddr, d Dest) error {
+func (s *Set) PutMAC(vlan uint32, mac net.HardwareAddr, d Dest) error {
 	return put(s.byMAC, macKey(vlan, mac), d, ebpf.UpdateNoExist, mac)
 }
 
 // DeleteMAC removes a MAC.
-func (s *Set) DeleteMAC(vlan uint16, mac net.HardwareAddr) error {
+func (s *Set) DeleteMAC(vlan uint32, mac net.HardwareAddr) error {
 	return del(s.byMAC, macKey(vlan, mac), mac)
 }
 
 // MAC looks a MAC up; ok is false where it leads nowhere.
-func (s *Set) MAC(vlan uint16, mac net.HardwareAddr) (d Dest, ok bool, err error) {
+func (s *Set) MAC(vlan uint32, mac net.HardwareAddr) (d Dest, ok bool, err error) {
 	return get(s.byMAC, macKey(vlan, mac), mac)
 }
 
@@ -398,16 +402,16 @@ func (s *Set) Sources() (map[ID][]net.HardwareAddr, error) {
 }
 
 // PutAddr enters an address, IPv4 or IPv6 without zone.
-func (s *Set) PutAddr(vlan uint16, a netip.Addr, d Dest) error {
+func (s *Set) PutAddr(vlan uint32, a netip.Addr, d Dest) error {
 	return s.putAddr(vlan, a, d, ebpf.UpdateNoExist)
 }
 
 // ReplaceAddr enters an address whoever holds it.
-func (s *Set) ReplaceAddr(vlan uint16, a netip.Addr, d Dest) error {
+func (s *Set) ReplaceAddr(vlan uint32, a netip.Addr, d Dest) error {
 	return s.slotsOf(a).changing(a, func() error { return s.putAddr(vlan, a, d, ebpf.UpdateAny) })
 }
 
-func (s *Set) putAddr(vlan uint16, a netip.Addr, d Dest, how ebpf.MapUpdateFlags) error {
+func (s *Set) putAddr(vlan uint32, a netip.Addr, d Dest, how ebpf.MapUpdateFlags) error {
 	if a.Is4() {
 		return put(s.byIP4, ip4Key(vlan, a), d, how, a)
 	}
@@ -415,7 +419,7 @@ func (s *Set) putAddr(vlan uint16, a netip.Addr, d Dest, how ebpf.MapUpdateFlags
 }
 
 // DeleteAddr removes an address.
-func (s *Set) DeleteAddr(vlan uint16, a netip.Addr) error {
+func (s *Set) DeleteAddr(vlan uint32, a netip.Addr) error {
 	return s.slotsOf(a).changing(a, func() error {
 		if a.Is4() {
 			return del(s.byIP4, ip4Key(vlan, a), a)
@@ -432,7 +436,7 @@ func (s *Set) slotsOf(a netip.Addr) buckets {
 }
 
 // Addr looks an address up; ok is false where nobody has it.
-func (s *Set) Addr(vlan uint16, a netip.Addr) (d Dest, ok bool, err error) {
+func (s *Set) Addr(vlan uint32, a netip.Addr) (d Dest, ok bool, err error) {
 	if a.Is4() {
 		return get(s.byIP4, ip4Key(vlan, a), a)
 	}
@@ -442,7 +446,7 @@ func (s *Set) Addr(vlan uint16, a netip.Addr) (d Dest, ok bool, err error) {
 // Addr is one entry of the address maps.
 type Addr struct {
 	Addr netip.Addr
-	VLAN uint16
+	VLAN uint32
 	Dest
 }
 
@@ -464,11 +468,11 @@ func (s *Set) Addrs() ([]Addr, error) {
 	return all, nil
 }
 
-func macKey(vlan uint16, mac net.HardwareAddr) *bpf.XvlanMacKey {
+func macKey(vlan uint32, mac net.HardwareAddr) *bpf.XvlanMacKey {
 	return &bpf.XvlanMacKey{Vlan: vlan, Mac: [6]byte(mac)}
 }
 
-func ip4Key(vlan uint16, a netip.Addr) *bpf.XvlanIp4Key {
+func ip4Key(vlan uint32, a netip.Addr) *bpf.XvlanIp4Key {
 	b := a.As4()
 	return &bpf.XvlanIp4Key{Vlan: vlan, AddrBe: binary.NativeEndian.Uint32(b[:])}
 }
@@ -479,7 +483,7 @@ func ip4Addr(k bpf.XvlanIp4Key) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-func ip6Key(vlan uint16, a netip.Addr) *bpf.XvlanIp6Key {
+func ip6Key(vlan uint32, a netip.Addr) *bpf.XvlanIp6Key {
 	return &bpf.XvlanIp6Key{Vlan: vlan, Addr: a.As16()}
 }
 

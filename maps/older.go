@@ -239,7 +239,7 @@ func walkRaw(m *ebpf.Map, fn func(key []byte, values [][]byte) error) error {
 // addrKey is an address under a VLAN.
 type addrKey struct {
 	addr netip.Addr
-	vlan uint16
+	vlan uint32
 }
 
 // addrs returns all addresses.

@@ -301,10 +301,11 @@ type Sub struct {
 	Promisc  bool // passthru: the parent was made promiscuous for it
 	Netkit   bool // its legs are a netkit pair, not veth
 	Host     bool // it and the host reach each other
+	Trunk    bool // it has part in the VLANs that its trunk says
 	NoDHCP   bool // of an ipvlan: its DHCP is left as it is
 	Guarded  bool // what it sends is looked at first, as its Guard says
 	MAC      net.HardwareAddr
-	VLAN     uint16
+	VLAN     uint32 // of its untagged frames, as in the keys
 	Name     string // of the inner leg when it was made
 	Device   uint64 // where the kernel keeps the inner leg; written by xvlan_meet
 }
@@ -344,6 +345,9 @@ func (s *Sub) toC() bpf.XvlanSub {
 	if s.Host {
 		c.Flags |= bpf.XvlanSubFlagSUB_HOST
 	}
+	if s.Trunk {
+		c.Flags |= bpf.XvlanSubFlagSUB_TRUNK
+	}
 	if s.Guarded {
 		c.Flags |= bpf.XvlanSubFlagSUB_GUARDED
 	}
@@ -357,7 +361,7 @@ func (s *Sub) toC() bpf.XvlanSub {
 // addresses, whoever sends it.
 func (s *Sub) plain() bpf.XvlanSubFlag {
 	switch {
-	case s.State != Active || s.VLAN != 0 || s.Class&(ClassBridge|ClassVEPA) == 0:
+	case s.State != Active || s.VLAN != 0 || s.Trunk || s.Class&(ClassBridge|ClassVEPA) == 0:
 		return 0
 	case s.Kind == Ipvlan:
 		return bpf.XvlanSubFlagSUB_PLAIN_IP
@@ -380,6 +384,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		Netkit:   c.Flags&bpf.XvlanSubFlagSUB_NETKIT != 0,
 		NoDHCP:   c.Flags&bpf.XvlanSubFlagSUB_NO_DHCP != 0,
 		Host:     c.Flags&bpf.XvlanSubFlagSUB_HOST != 0,
+		Trunk:    c.Flags&bpf.XvlanSubFlagSUB_TRUNK != 0,
 		Guarded:  c.Flags&bpf.XvlanSubFlagSUB_GUARDED != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
@@ -403,6 +408,8 @@ type Parent struct {
 	Watched     uint32 // bits of those who watch what the programs decide
 	Ports       uint32 // number of sub-interfaces whose Place is Port
 	Hosts       uint32 // number of sub-interfaces with host access
+	VLANs       uint32 // number of sub-interfaces in a VLAN, trunks among them
+	Trunks      uint32 // number of trunks
 	LastID      ID     // taken last
 	SetAllmulti bool   // allmulti was turned on, detach turns it off
 	AddClsact   bool   // the clsact qdisc was added, detach removes it
@@ -427,6 +434,8 @@ func (p *Parent) toC() bpf.XvlanParent {
 		Watched:  p.Watched,
 		Ports:    p.Ports,
 		Hosts:    p.Hosts,
+		Vlans:    p.VLANs,
+		Trunks:   p.Trunks,
 		LastId:   uint32(p.LastID),
 		Rung:     bpf.XvlanRung(p.Rung),
 	}
@@ -476,6 +485,8 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		Watched:     c.Watched,
 		Ports:       c.Ports,
 		Hosts:       c.Hosts,
+		VLANs:       c.Vlans,
+		Trunks:      c.Trunks,
 		LastID:      ID(c.LastId),
 		SetAllmulti: c.Found&bpf.XvlanFoundFOUND_SET_ALLMULTI != 0,
 		AddClsact:   c.Found&bpf.XvlanFoundFOUND_ADD_CLSACT != 0,

@@ -39,6 +39,8 @@ func (s *Set) Use() ([]Use, error) {
 		{bpf.XvlanMapByIp6, s.byIP6, entries[bpf.XvlanIp6Key, bpf.XvlanDest]},
 		{bpf.XvlanMapByLeg, s.byLeg, entries[uint32, bpf.XvlanDest]},
 		{bpf.XvlanMapBySrc, s.bySrc, entries[bpf.XvlanSrcKey, uint32]},
+		{bpf.XvlanMapTrunks, s.trunks, entries[uint32, bpf.XvlanTrunk]},
+		{bpf.XvlanMapVlans, s.vlans, entries[uint32, uint32]},
 	} {
 		n, err := m.count(m.m)
 		if err != nil {
