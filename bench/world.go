@@ -56,6 +56,7 @@ type plan struct {
 	xdp    bool // the parent of xvlan on the rung xdp, dropping what is for nobody
 	netkit bool // xvlan's are netkit pairs instead of veth
 	gro    bool // frames come in through NAPI and GRO, as from a NIC
+	guard  bool // xvlan's have a source guard
 	port   bool // xvlan's are delivered to by XDP redirect; takes xdp
 }
 
@@ -305,6 +306,9 @@ func (s *side) addXvlans(p plan) (err error) {
 			Up:     true,
 			Port:   p.port,
 			Netkit: p.netkit,
+		}
+		if p.guard {
+			sub.Guard.Guard = &maps.Guard{On: true}
 		}
 		switch s.kind {
 		case xvlan:
