@@ -67,6 +67,7 @@ func (c *call) compare(l loader.Link, spec *loader.LinkSpec, was *current.Interf
 	if flag == 0 {
 		flag = maps.ClassBridge
 	}
+	guard := spec.Guard.Of(maps.Guard{})
 	switch {
 	case l.Name != was.Name:
 		return differs("its name", l.Name, was.Name)
@@ -80,11 +81,19 @@ func (c *call) compare(l loader.Link, spec *loader.LinkSpec, was *current.Interf
 		return differs("its MAC", l.MAC, was.Mac)
 	case was.Mtu != 0 && l.MTU != was.Mtu:
 		return differs("its mtu", l.MTU, was.Mtu)
+	case l.Host != spec.Host:
+		return differs("its host access", onOff[l.Host], onOff[spec.Host])
+	case l.Guard.String() != guard.String():
+		return differs("its guard", l.Guard, guard)
+	case l.Guard.Rate != guard.Rate:
+		return differs("its bcrate", l.Guard.Rate, guard.Rate)
 	case l.Flags&unix.IFF_UP == 0:
 		return differs("it", "down", "up")
 	}
 	return nil
 }
+
+var onOff = map[bool]string{false: "off", true: "on"}
 
 // checkInside looks for the addresses of the device, which is the result's i-th,
 // and for the routes.

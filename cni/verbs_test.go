@@ -60,6 +60,26 @@ func TestCheck(t *testing.T) {
 	change(func(h *loader.Host, sel loader.Selector) error {
 		return h.SetMode(sel, loader.ModeChange{Mode: maps.L2})
 	})
+	for _, on := range []bool{true, false} {
+		change(func(h *loader.Host, sel loader.Selector) error { return h.SetHost(sel, on) })
+		if on {
+			failed(t, w.check(t, c, a), types.ErrInternal, "its host access is on, and should be off")
+		}
+	}
+	rate := uint32(7)
+	for _, g := range []struct {
+		guard loader.GuardSpec
+		says  string
+	}{
+		{loader.GuardSpec{Guard: &maps.Guard{On: true, Router: true}}, "its guard is on,router, and should be off"},
+		{loader.GuardSpec{Guard: &maps.Guard{}, Rate: &rate}, "its bcrate is 7, and should be 0"},
+		{loader.GuardSpec{Guard: &maps.Guard{}}, ""},
+	} {
+		change(func(h *loader.Host, sel loader.Selector) error { return h.SetGuard(sel, g.guard) })
+		if g.says != "" {
+			failed(t, w.check(t, c, a), types.ErrInternal, g.says)
+		}
+	}
 	change(func(h *loader.Host, sel loader.Selector) error { return h.SetAddrs(sel, nil) })
 	ip("addr add " + addr + "/24 dev eth0")
 	ip("route replace default via " + wireAddr)

@@ -50,7 +50,7 @@ func (d *linkDiff) find() {
 		d.port = &want.Port
 	}
 	if want.Host != now.Host {
-		d.differs("host", onOffWord(now.Host), onOffWord(want.Host))
+		d.differs("host", onOff(now.Host), onOff(want.Host))
 		d.host = &want.Host
 	}
 	d.findGuard()
@@ -115,7 +115,7 @@ func (d *linkDiff) findMode() {
 			d.mode.Flag = flag
 		}
 		if on, was := want.DHCP == nil || *want.DHCP, now.DHCP == nil || *now.DHCP; on != was {
-			d.differs("dhcp", onOffWord(was), onOffWord(on))
+			d.differs("dhcp", onOff(was), onOff(on))
 			d.mode.DHCP = &on
 		}
 	}

@@ -79,7 +79,7 @@ func addWords(spec *loader.LinkSpec) string {
 		say("delivery", "xdp")
 	}
 	if spec.Host {
-		say("host", onOffWord(true))
+		say("host", onOff(true))
 	}
 	if spec.Netkit {
 		say("leg", "netkit")
@@ -98,7 +98,7 @@ func addWords(spec *loader.LinkSpec) string {
 		say(flag)
 	}
 	if spec.DHCP != nil {
-		say("dhcp", onOffWord(*spec.DHCP))
+		say("dhcp", onOff(*spec.DHCP))
 	}
 	if macs := spec.Source.MACs; len(macs) > 0 {
 		say("macaddr set", listWord(macs))
@@ -123,13 +123,6 @@ func flagOf(spec *loader.LinkSpec) string {
 		return "nodst"
 	}
 	return ""
-}
-
-func onOffWord(on bool) string {
-	if on {
-		return "on"
-	}
-	return "off"
 }
 
 func portWord(port bool) string {

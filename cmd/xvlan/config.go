@@ -128,7 +128,7 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 		y.MTU = spec.MTU
 	}
 	if spec.Host {
-		y.Host = onOffWord(true)
+		y.Host = onOff(true)
 	}
 	if spec.Port {
 		y.Delivery = portWord(true)
@@ -137,7 +137,7 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 		y.Leg = pairWord(true)
 	}
 	if spec.DHCP != nil {
-		y.DHCP = onOffWord(*spec.DHCP)
+		y.DHCP = onOff(*spec.DHCP)
 	}
 	if spec.Guard.Guard != nil {
 		y.Guard = spec.Guard.Guard.String()

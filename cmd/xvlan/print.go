@@ -60,10 +60,10 @@ func (a *app) printLink(l loader.Link) {
 		fmt.Fprintf(a.out, "    datapath reason: %s\n", printable(l.Rung.Reason))
 		if l.ID != 0 {
 			fmt.Fprintf(a.out, "    id %d leg %s host leg %s wire mac %s host %s delivery %s\n",
-				l.ID, pairWord(l.Netkit), l.Leg, l.WireMAC, onOffWord(l.Host), delivery(l.Place))
+				l.ID, pairWord(l.Netkit), l.Leg, l.WireMAC, onOff(l.Host), delivery(l.Place))
 		}
 		if helpsDHCP(&l) {
-			fmt.Fprintf(a.out, "    dhcp %s\n", onOffWord(!l.NoDHCP))
+			fmt.Fprintf(a.out, "    dhcp %s\n", onOff(!l.NoDHCP))
 		}
 		if l.Guard.Active() {
 			fmt.Fprintf(a.out, "    guard %s\n", guardWord(l.Guard))
@@ -270,11 +270,11 @@ func linksJSON(links []loader.Link) []linkJSON {
 		}
 		j.Info = linkInfo(l)
 		if l.ID != 0 {
-			j.Pair, j.Delivery, j.Host = pairWord(l.Netkit), delivery(l.Place), onOffWord(l.Host)
+			j.Pair, j.Delivery, j.Host = pairWord(l.Netkit), delivery(l.Place), onOff(l.Host)
 			j.Guard, j.Rate = l.Guard.String(), l.Guard.Rate
 		}
 		if helpsDHCP(&l) {
-			j.DHCP = onOffWord(!l.NoDHCP)
+			j.DHCP = onOff(!l.NoDHCP)
 		}
 		for _, x := range l.Addrs {
 			j.Addrs = append(j.Addrs, addrJSON{x.Addr.String(), x.Origin.String(), leaseLeft(x)})
