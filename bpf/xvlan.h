@@ -73,8 +73,7 @@ enum verdict {
 	VERDICT_DROP_ND,	 /* the same of neighbour discovery */
 	VERDICT_DROP_ROUTER,	 /* sent what only a router says */
 	VERDICT_DROP_DHCP,	 /* sent what only a DHCP server says, or asks for others */
-	VERDICT_DROP_TAG,	 /* sent a frame with a tag; without a guard: with one that it has no
-				    part in, or a trunk without one */
+	VERDICT_DROP_TAG,	 /* sent a frame with a tag, or with one that it has no part in */
 	VERDICT_DROP_ETHERTYPE,	 /* sent neither IPv4 nor IPv6 nor ARP */
 	VERDICT_DROP_RATE,	 /* sent more broadcasts, ARP and ND than its budget allows */
 	VERDICT_MAX,
