@@ -60,6 +60,7 @@ type watched struct {
 	gone    map[string]bool   // names of parents that are to come back
 	busy    bool              // a parent was left to a command
 	repeats map[leg]repeat    // sub-interfaces that are to be announced; nil for Monitor
+	pause   time.Time         // until when none is
 }
 
 // collect begins to note anew what is to be listened to.
