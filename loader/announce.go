@@ -94,7 +94,7 @@ func (h *Host) announceDue() (next time.Time) {
 	w := h.watch
 	for l, r := range w.repeats {
 		if time.Now().Before(w.pause) {
-			return earlier(next, w.pause)
+			return w.pause
 		}
 		if time.Now().Before(r.next) {
 			next = earlier(next, r.next)

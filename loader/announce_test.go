@@ -141,3 +141,29 @@ func TestAnnouncedOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestAnnouncedSlowly has several announcements due at once, by a host with so many
+// devices that one takes its time.
+func TestAnnouncedSlowly(t *testing.T) {
+	s := newSite(t, onTCX, siteOption{})
+	s.do(t, func(h *Host) error {
+		h.watch = &watched{repeats: map[leg]repeat{}, devices: map[device]*known{}}
+		defer func() { h.watch = nil }()
+		for i := range 1_000_000 {
+			h.watch.devices[device{0, i}] = nil
+		}
+		for i := range 3 {
+			h.watch.announce(leg{1_000_000 + i, "gone"})
+		}
+		for range 2 {
+			next, sent := h.announceDue(), 0
+			for _, r := range h.watch.repeats {
+				sent += r.done
+			}
+			if sent != 1 || !next.Equal(h.watch.pause) {
+				t.Errorf("%d were sent, the next at %s, and should have been 1, at %s", sent, next, h.watch.pause)
+			}
+		}
+		return nil
+	})
+}
