@@ -273,11 +273,7 @@ func TestCaptureGone(t *testing.T) {
 func TestCaptureRefused(t *testing.T) {
 	w := newWorld(t)
 	w.must(t, "link add --datapath kernel link eth0 c1 type macvlan mode bridge")
-	before := w.snapshot(t)
-	for line, c := range map[string]struct {
-		code int
-		says string
-	}{
+	w.refuses(t, map[string]refusal{
 		"capture":                {exitUsage, "say which"},
 		"capture c1":             {exitFail, "sub-interface c1|not supported|kernel rung|tcpdump -i c1"},
 		"capture eth0 -w /tmp/x": {exitFail, "parent eth0|not supported|kernel rung"},
@@ -288,14 +284,7 @@ func TestCaptureRefused(t *testing.T) {
 		"capture c1 -c x":        {exitUsage, "count"},
 		"capture c1 everything":  {exitUsage, "everything"},
 		"capture c1 --write":     {exitUsage, "write"},
-	} {
-		t.Run(line, func(t *testing.T) {
-			r := w.xvlan(t, strings.Fields(line)...)
-			r.refused(t, c.code)
-			r.says(t, c.says)
-		})
-	}
-	w.same(t, before)
+	})
 	w.must(t, "link del c1")
 	w.must(t, "link add --datapath tc link eth0 c1 type macvlan mode bridge")
 	r := w.xvlan(t, "capture", "c1", "-w", filepath.Join(t.TempDir(), "no", "such"))

@@ -316,25 +316,14 @@ func TestMonitorKilled(t *testing.T) {
 func TestMonitorRefused(t *testing.T) {
 	w := newWorld(t)
 	w.must(t, "link add --datapath kernel link eth0 c1 type macvlan mode bridge")
-	before := w.snapshot(t)
-	for line, c := range map[string]struct {
-		code int
-		says string
-	}{
+	w.refuses(t, map[string]refusal{
 		"monitor c1":             {exitFail, "sub-interface c1|not supported|kernel rung"},
 		"monitor eth0 drops":     {exitFail, "parent eth0|not supported|kernel rung"},
 		"monitor c2":             {exitFail, "c2|not found"},
 		"monitor c1 c2":          {exitUsage, "c2"},
 		"monitor --rate -1":      {exitUsage, "rate"},
 		"monitor drops --rate x": {exitUsage, "rate"},
-	} {
-		t.Run(line, func(t *testing.T) {
-			r := w.xvlan(t, strings.Fields(line)...)
-			r.refused(t, c.code)
-			r.says(t, c.says)
-		})
-	}
-	w.same(t, before)
+	})
 	w.must(t, "link del c1")
 	w.must(t, "parent attach eth0")
 	lab.NeedTool(t, "setpriv")

@@ -27,6 +27,27 @@ func (r result) says(tb testing.TB, pieces string) {
 	}
 }
 
+// A refusal is what a command is refused with: its exit status, and pieces of what it
+// says, separated by |.
+type refusal struct {
+	code int
+	says string
+}
+
+// refuses checks that commands are refused, and change nothing.
+func (w *world) refuses(t *testing.T, commands map[string]refusal) {
+	t.Helper()
+	before := w.snapshot(t)
+	for line, c := range commands {
+		t.Run(line, func(t *testing.T) {
+			r := w.xvlan(t, strings.Fields(line)...)
+			r.refused(t, c.code)
+			r.says(t, c.says)
+		})
+	}
+	w.same(t, before)
+}
+
 func TestCapacity(t *testing.T) {
 	w := newWorld(t)
 	before := w.snapshot(t)
