@@ -39,6 +39,12 @@ const Watchers = 8
 // SlotShared is a slot that several sub-interfaces fall into: SLOT_SHARED.
 const SlotShared = 1 << 31
 
+// What VLANs are told by: QINQ_SHIFT and VLAN_NONE.
+const (
+	QinQShift = 12
+	VLANNone  = 0xffffffff
+)
+
 // VersionMax is that of a bucket of which no more copies are made: VERSION_MAX.
 const VersionMax = 0xf0000000
 

@@ -166,6 +166,9 @@ enum found {
 	FOUND_SET_FORWARD4 = 4, /* net.ipv4.conf.PARENT.forwarding was 0: put it back, as below */
 	FOUND_SET_FORWARD6 = 8, /* net.ipv6.conf.PARENT.force_forwarding */
 	FOUND_SET_MAC = 16, /* a passthru sub-interface's became the parent's: put found_mac back */
+	FOUND_CTAG_FILTER = 32,	 /* its filter of VLANs was on: turn it on again */
+	FOUND_STAG_FILTER = 64,	 /* the same of service VLANs */
+	FOUND_SET_PROMISC = 128, /* it was made promiscuous, as these had no switch */
 };
 
 enum rung {

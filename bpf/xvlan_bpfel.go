@@ -53,6 +53,9 @@ const (
 	XvlanFoundFOUND_SET_FORWARD4 XvlanFound = 4
 	XvlanFoundFOUND_SET_FORWARD6 XvlanFound = 8
 	XvlanFoundFOUND_SET_MAC      XvlanFound = 16
+	XvlanFoundFOUND_CTAG_FILTER  XvlanFound = 32
+	XvlanFoundFOUND_STAG_FILTER  XvlanFound = 64
+	XvlanFoundFOUND_SET_PROMISC  XvlanFound = 128
 )
 
 type XvlanGuard struct {

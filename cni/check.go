@@ -85,6 +85,8 @@ func (c *call) compare(l loader.Link, spec *loader.LinkSpec, was *current.Interf
 		return differs("its host access", onOff[l.Host], onOff[spec.Host])
 	case l.Guard.String() != guard.String():
 		return differs("its guard", l.Guard, guard)
+	case l.VLAN != spec.VLAN.Of(loader.VLAN{}):
+		return differs("its VLAN", orNone(l.VLAN), orNone(spec.VLAN.Of(loader.VLAN{})))
 	case l.Guard.Rate != guard.Rate:
 		return differs("its bcrate", l.Guard.Rate, guard.Rate)
 	case l.Flags&unix.IFF_UP == 0:
@@ -94,6 +96,14 @@ func (c *call) compare(l loader.Link, spec *loader.LinkSpec, was *current.Interf
 }
 
 var onOff = map[bool]string{false: "off", true: "on"}
+
+// orNone is a VLAN in words.
+func orNone(v loader.VLAN) string {
+	if v == (loader.VLAN{}) {
+		return "none"
+	}
+	return v.String()
+}
 
 // checkInside looks for the addresses of the device, which is the result's i-th,
 // and for the routes.

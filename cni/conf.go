@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -36,6 +37,13 @@ type conf struct {
 	DHCP            string   `json:"dhcp"`
 	Host            string   `json:"host"`
 	Guard           string   `json:"guard"`
+	VLAN            uint16   `json:"vlan"`
+	Outer           uint16   `json:"qinq"`
+	Trunk           []struct {
+		First *uint16 `json:"minID"`
+		Last  *uint16 `json:"maxID"`
+		ID    *uint16 `json:"id"`
+	} `json:"vlanTrunk"` // as the reference plugin bridge has it
 
 	Rate json.RawMessage `json:"bcrate"` // a number, or "off"
 
@@ -118,6 +126,9 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 	if err := spec.SetFlag(c.Flag); err != nil {
 		return spec, err
 	}
+	if err := c.readVLAN(&spec.VLAN); err != nil {
+		return spec, err
+	}
 	if err := c.readMacvlan(&spec); err != nil {
 		return spec, err
 	}
@@ -144,6 +155,31 @@ func (c *conf) readMacvlan(spec *loader.LinkSpec) error {
 	spec.Queue.Limit = c.QueueLimit
 	if spec.Kind != maps.Macvlan && (spec.Queue.Len != nil || spec.Queue.Limit != nil) {
 		return invalid("bcqueuelen, bclim: only a macvlan has them, and this is mode %s", spec.Mode)
+	}
+	return nil
+}
+
+// readVLAN reads in which VLANs it is; 0 says none, as to the reference plugins.
+func (c *conf) readVLAN(spec *loader.VLANSpec) error {
+	word := func(id uint16) string {
+		if id == 0 {
+			return ""
+		}
+		return strconv.Itoa(int(id))
+	}
+	var trunk []string
+	for _, r := range c.Trunk {
+		switch {
+		case r.ID != nil && r.First == nil && r.Last == nil:
+			trunk = append(trunk, strconv.Itoa(int(*r.ID)))
+		case r.ID == nil && r.First != nil && r.Last != nil:
+			trunk = append(trunk, fmt.Sprintf("%d-%d", *r.First, *r.Last))
+		default:
+			return invalid("vlanTrunk: each says either id, or minID and maxID")
+		}
+	}
+	if err := spec.Parse(word(c.VLAN), word(c.Outer), strings.Join(trunk, ",")); err != nil {
+		return invalid("%v", err)
 	}
 	return nil
 }

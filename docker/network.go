@@ -30,6 +30,9 @@ type Network struct {
 	Host     string `json:"host,omitempty"`
 	Guard    string `json:"guard,omitempty"`
 	Rate     string `json:"bcrate,omitempty"`
+	VLAN     string `json:"vlan,omitempty"`
+	Outer    string `json:"qinq,omitempty"`
+	Trunk    string `json:"trunk,omitempty"`
 	Gateway4 string `json:"gateway4,omitempty"`
 	Gateway6 string `json:"gateway6,omitempty"`
 }
@@ -101,9 +104,15 @@ func (n *Network) option(key, value string) (err error) {
 		n.Guard = value
 	case "bcrate":
 		n.Rate = value
+	case "vlan":
+		n.VLAN = value
+	case "qinq":
+		n.Outer = value
+	case "trunk":
+		n.Trunk = value
 	default:
 		if !strings.HasPrefix(key, "com.docker.") { // Docker's own
-			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu, host, datapath, guard and bcrate are", key, loader.ErrInvalid)
+			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu, host, datapath, guard, bcrate, vlan, qinq and trunk are", key, loader.ErrInvalid)
 		}
 	}
 	return nil
@@ -121,7 +130,8 @@ func gateway(pools []*network.IPAMData) string {
 // spec describes the sub-interface of an endpoint, without its addresses.
 func (n *Network) spec(endpoint string) (loader.LinkSpec, error) {
 	spec := loader.LinkSpec{Parent: n.Parent, Name: deviceName(endpoint), MTU: n.MTU, Owner: owner(endpoint), GiveOnly: true}
-	return spec, errors.Join(spec.SetMode(n.Mode), spec.SetFlag(n.Flag), spec.SetDatapath(n.Datapath), spec.SetHost(n.Host), spec.Guard.Parse(n.Guard, n.Rate))
+	return spec, errors.Join(spec.SetMode(n.Mode), spec.SetFlag(n.Flag), spec.SetDatapath(n.Datapath), spec.SetHost(n.Host), spec.Guard.Parse(n.Guard, n.Rate),
+		spec.VLAN.Parse(n.VLAN, n.Outer, n.Trunk))
 }
 
 // owner is by which an endpoint's sub-interface is found.

@@ -292,6 +292,9 @@ func (p *parent) putBack() error {
 			return fmt.Errorf("turn allmulticast off: %w", err)
 		}
 	}
+	if err := p.closeTags(); err != nil {
+		return err
+	}
 	if err := p.h.detachClsact(p.link, p.rec.AddClsact); err != nil {
 		return err
 	}

@@ -23,6 +23,9 @@ func (p *parent) follow() error {
 	if err != nil {
 		return err
 	}
+	if err := p.dropStrays(subs); err != nil {
+		return err
+	}
 	known, err := p.maps.Addrs()
 	if err != nil {
 		return err
@@ -68,7 +71,7 @@ func (p *parent) follow() error {
 		}
 		stdmaps.DeleteFunc(addrs, func(a netip.Addr, _ bool) bool { return !learns(guards[id], a) })
 		has[id] = addrs
-		if err := p.unlearn(learned[id], addrs); err != nil {
+		if err := p.unlearn(s.VLAN, learned[id], addrs); err != nil {
 			return err
 		}
 	}
@@ -180,33 +183,44 @@ func (p *parent) rekey(id maps.ID, old maps.Sub, inner netlink.Link) error {
 		}
 		return p.h.tuneLeg(p.legName(id), sub)
 	}
-	err := p.maps.PutMAC(0, sub.MAC, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given})
-	if errors.Is(err, ebpf.ErrKeyExist) {
-		p.h.log.Warn("a sub-interface has been given its sibling's mac", "parent", p.rec.Name, "name", sub.Name, "mac", sub.MAC)
-		return nil
-	}
+	subs, err := p.maps.Subs()
 	if err != nil {
 		return err
 	}
+	v, err := vlanOf(p.maps, id, sub)
+	if err != nil {
+		return err
+	}
+	taken, err := p.macTaken(subs, id, sub.MAC, v)
+	if err != nil {
+		return err
+	}
+	if taken {
+		p.h.log.Warn("a sub-interface has been given its sibling's mac", "parent", p.rec.Name, "name", sub.Name, "mac", sub.MAC)
+		return nil
+	}
+	if err := p.putMACs(id, sub); err != nil {
+		return err
+	}
 	if sub, err = p.openParent(id, sub, true); err != nil {
-		return errors.Join(err, p.maps.DeleteMAC(0, sub.MAC), p.maps.PutSub(id, old))
+		return errors.Join(err, p.deleteMACs(id, sub), p.maps.PutSub(id, old))
 	}
 	if err := p.maps.PutSub(id, sub); err != nil {
 		return err
 	}
 	old.Promisc = false // which stays
-	err = errors.Join(p.unmeet(id, old), p.maps.DeleteMAC(0, old.MAC), p.closeParent(old), p.reindex(old), p.reindex(sub))
+	err = errors.Join(p.unmeet(id, old), p.deleteMACs(id, old), p.closeParent(old), p.reindex(old), p.reindex(sub))
 	p.announceAll(func(s maps.Sub) bool { return s.Leg == sub.Leg })
 	return err
 }
 
 // unlearn forgets the learned addresses that the device no longer has.
-func (p *parent) unlearn(learned []netip.Addr, has map[netip.Addr]bool) error {
+func (p *parent) unlearn(v maps.VLAN, learned []netip.Addr, has map[netip.Addr]bool) error {
 	for _, a := range learned {
 		if _, ok := has[a]; ok {
 			continue
 		}
-		if err := p.maps.DeleteAddr(0, a); err != nil {
+		if err := p.maps.DeleteAddr(v, a); err != nil {
 			return err
 		}
 	}
@@ -226,7 +240,7 @@ func (p *parent) relearn(id maps.ID, sub maps.Sub, learned []netip.Addr, has map
 		if held[a.Is4()] >= bpf.LearnSlots || slices.Contains(learned, a) {
 			continue
 		}
-		err := p.maps.PutAddr(0, a, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Learned})
+		err := p.maps.PutAddr(sub.VLAN, a, maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Learned})
 		if errors.Is(err, ebpf.ErrKeyExist) {
 			continue // given, or somebody else's
 		}

@@ -89,6 +89,9 @@ func (h *Host) SetGuard(sel Selector, spec GuardSpec) error {
 // setGuard ends with a look at the device, whose addresses are learned or forgotten
 // then, as the guard allows.
 func (p *parent) setGuard(l Link, sub maps.Sub, g maps.Guard) error {
+	if err := l.VLAN.suits(sub.Mode, false, g); err != nil {
+		return err
+	}
 	if _, err := p.putGuard(l.ID, g, givenOf(l)); err != nil {
 		return err
 	}

@@ -53,7 +53,7 @@ func (h *Host) SetHost(sel Selector, on bool) error {
 				return nil
 			}
 			if on {
-				if err := canHost(sub.Mode, sub.Class); err != nil {
+				if err := errors.Join(canHost(sub.Mode, sub.Class), l.VLAN.suits(sub.Mode, on, maps.Guard{})); err != nil {
 					return err
 				}
 			} else if err := p.unmeet(l.ID, sub); err != nil {

@@ -257,6 +257,9 @@ func checkKernel(parent netlink.Link, spec *LinkSpec, siblings []kernelLink) err
 	if spec.Host {
 		return errKernelHost
 	}
+	if spec.VLAN.Of(VLAN{}) != (VLAN{}) {
+		return errKernelVLAN
+	}
 	if spec.Guard.Of(maps.Guard{}).Active() {
 		return errKernelGuard
 	}

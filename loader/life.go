@@ -215,8 +215,11 @@ func (p *parent) endPromisc(sub maps.Sub) error {
 }
 
 // promiscBeside tells whether there is another sub-interface that the parent
-// was made promiscuous for.
+// was made promiscuous for, or it was for VLANs.
 func (p *parent) promiscBeside(sub maps.Sub) (bool, error) {
+	if p.rec.SetPromisc {
+		return true, nil
+	}
 	subs, err := p.maps.Subs()
 	if err != nil {
 		return false, err

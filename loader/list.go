@@ -44,6 +44,7 @@ type Link struct {
 	NoDHCP    bool    // of an ipvlan: its DHCP clients are not helped
 	Host      bool    // it and the host reach each other
 	Guard     maps.Guard
+	VLAN      VLAN
 	Place     maps.Place
 	Addrs     []LinkAddr // known to the datapath
 	Stats     maps.Stats // on the kernel rung RX, TX and no reasons
@@ -262,6 +263,9 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 		l := Link{
 			Parent: rec.Name, Orphan: rec.Index == 0, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
 			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Host: s.Host, NoDHCP: s.NoDHCP, Guard: guards[id], Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
+		}
+		if l.VLAN, err = vlanOf(set, id, s); err != nil {
+			return nil, err
 		}
 		if s.Kind == maps.Ipvlan {
 			l.WireMAC = rec.MAC

@@ -116,6 +116,7 @@ type LinkSpec struct {
 	Host      bool  // it and the host are to reach each other: see host.go
 	DHCP      *bool // of an ipvlan: whether its DHCP clients are helped; nil: in mode l2
 	Guard     GuardSpec
+	VLAN      VLANSpec
 	Datapath  Datapath
 	Owner     string // for whom it is made, to be found by; see owner.go
 }
@@ -205,6 +206,13 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 		if err := canHost(s.Mode, s.class()); err != nil {
 			return err
 		}
+	}
+	v := s.VLAN.Of(VLAN{})
+	if err := v.suits(s.Mode, s.Host, s.Guard.Of(maps.Guard{})); err != nil {
+		return err
+	}
+	if err := v.holds(addrsOf(s.Addrs)); err != nil {
+		return err
 	}
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
 		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)

@@ -293,6 +293,7 @@ func (p *parent) forget() error {
 	p.rec.AddClsact, p.rec.SetForward4, p.rec.SetForward6 = false, false, false
 	if at == 0 {
 		p.rec.SetAllmulti, p.rec.FoundMAC = false, nil
+		p.rec.HadCTag, p.rec.HadSTag, p.rec.SetPromisc = false, false, false
 	}
 	return p.save()
 }
@@ -331,6 +332,9 @@ func (p *parent) prepare() error {
 		if _, err := p.openParent(maps.ID(i), s, s.Promisc); err != nil {
 			return err
 		}
+	}
+	if err := p.claim(subs); err != nil {
+		return err
 	}
 	if hosts != p.rec.Hosts {
 		if err := p.openHost(hosts); err != nil {

@@ -87,6 +87,9 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 	if sub.Kind == maps.Ipvlan {
 		sub.Place = placeOf(sub, l.Netns != "")
 	}
+	if err := l.VLAN.suits(sub.Mode, false, maps.Guard{}); err != nil {
+		return fmt.Errorf("%w; turn it off before: vlan off trunk off", err)
+	}
 	if sub.Host {
 		if err := canHost(sub.Mode, sub.Class); err != nil {
 			return fmt.Errorf("%w; turn it off before: host off", err)

@@ -92,14 +92,16 @@ func (p *parent) openPort(id maps.ID, sub maps.Sub, in *space, name string) erro
 
 // setGRO turns GRO of a device in the calling thread's network namespace on or
 // off.
-func setGRO(dev string, on bool) error {
+func setGRO(dev string, on bool) error { return setFeature(dev, featureGRO, on) }
+
+func setFeature(dev, name string, on bool) error {
 	tool, err := ethtool.NewEthtool()
 	if err != nil {
 		return fmt.Errorf("open ethtool: %w", err)
 	}
 	defer tool.Close()
-	if err := tool.Change(dev, map[string]bool{featureGRO: on}); err != nil {
-		return fmt.Errorf("set gro of %s: %w", dev, err)
+	if err := tool.Change(dev, map[string]bool{name: on}); err != nil {
+		return fmt.Errorf("set %s of %s: %w", name, dev, err)
 	}
 	return nil
 }

@@ -33,7 +33,7 @@ func (h *Host) SetDevice(sel Selector, c DeviceChange) error {
 			return in.setDevice(k.link, c)
 		},
 		func(p *parent, l Link, sub maps.Sub) error {
-			if err := p.ownMAC(l.ID, c.MAC); err != nil {
+			if err := p.ownMAC(l, c.MAC); err != nil {
 				return err
 			}
 			err := p.inside(l, sub, func(in *space, dev netlink.Link) error { return in.setDevice(dev, c) })
@@ -90,18 +90,22 @@ func (p *parent) inside(l Link, sub maps.Sub, fn func(in *space, dev netlink.Lin
 }
 
 // ownMAC refuses a MAC that a sibling has.
-func (p *parent) ownMAC(id maps.ID, mac net.HardwareAddr) error {
+func (p *parent) ownMAC(l Link, mac net.HardwareAddr) error {
 	if mac == nil {
 		return nil
 	}
 	if err := checkMAC(mac); err != nil {
 		return err
 	}
-	d, taken, err := p.maps.MAC(0, mac)
+	subs, err := p.maps.Subs()
 	if err != nil {
 		return err
 	}
-	if taken && d.ID != id {
+	taken, err := p.macTaken(subs, l.ID, mac, l.VLAN)
+	if err != nil {
+		return err
+	}
+	if taken {
 		return fmt.Errorf("address %s: %w: a sibling on %s has it; choose another", mac, ErrExists, p.rec.Name)
 	}
 	return nil
@@ -137,7 +141,10 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 		return err
 	}
 	subs[l.ID].State = maps.Free // what it has itself it may have
-	if err := p.uniqueAddrs(addrs, subs); err != nil {
+	if err := l.VLAN.holds(addrsOf(addrs)); err != nil {
+		return err
+	}
+	if err := p.uniqueAddrs(l.VLAN, addrsOf(addrs), subs); err != nil {
 		return err
 	}
 	if sub.Mode == maps.L3S {
@@ -148,7 +155,7 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 		}
 	}
 	for i, a := range addrs {
-		if err := p.maps.ReplaceAddr(0, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: maps.Given}); err != nil {
+		if err := p.maps.ReplaceAddr(sub.VLAN, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: maps.Given}); err != nil {
 			return errors.Join(err, p.ungive(l, sub, addrs[:i]))
 		}
 	}
@@ -175,7 +182,7 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 		if x.Origin != maps.Given || wanted {
 			continue
 		}
-		if err := p.maps.DeleteAddr(0, x.Addr); err != nil {
+		if err := p.maps.DeleteAddr(sub.VLAN, x.Addr); err != nil {
 			return err
 		}
 	}
@@ -193,9 +200,9 @@ func (p *parent) ungive(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 	for _, a := range addrs {
 		was := slices.IndexFunc(l.Addrs, func(x LinkAddr) bool { return x.Addr == a.Addr() })
 		if was < 0 {
-			errs = append(errs, p.maps.DeleteAddr(0, a.Addr()))
+			errs = append(errs, p.maps.DeleteAddr(sub.VLAN, a.Addr()))
 		} else {
-			errs = append(errs, p.maps.ReplaceAddr(0, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: l.Addrs[was].Origin, Until: l.Addrs[was].Until}))
+			errs = append(errs, p.maps.ReplaceAddr(sub.VLAN, a.Addr(), maps.Dest{ID: l.ID, Gen: sub.Gen, Origin: l.Addrs[was].Origin, Until: l.Addrs[was].Until}))
 		}
 	}
 	return errors.Join(errs...)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -23,7 +24,7 @@ func (h *Host) Add(spec LinkSpec) error {
 	if err := spec.check(l); err != nil {
 		return err
 	}
-	if err := h.checkNetkit(&spec); err != nil {
+	if err := errors.Join(h.checkNetkit(&spec), h.checkVLAN(l, spec.VLAN.Of(VLAN{}))); err != nil {
 		return err
 	}
 	in, err := openSpace(spec.Netns)
@@ -95,6 +96,9 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
 	sub.NoDst, sub.Netkit, sub.Host = spec.Source.NoDst, spec.Netkit, spec.Host
 	sub.NoDHCP = spec.DHCP != nil && !*spec.DHCP
+	if err := p.putVLAN(id, &sub, spec.VLAN.Of(VLAN{})); err != nil {
+		return err
+	}
 	guard, err := p.putGuard(id, spec.Guard.Of(maps.Guard{}), addrsOf(spec.Addrs))
 	if err != nil {
 		return err
@@ -155,27 +159,28 @@ func (p *parent) unique(spec *LinkSpec, subs []maps.Sub) error {
 				ErrBusy, p.rec.Name, s.Name, s.Mode)
 		}
 	}
-	if spec.MAC == nil {
-		return p.uniqueAddrs(spec.Addrs, subs)
+	v := spec.VLAN.Of(VLAN{})
+	if spec.MAC != nil {
+		if taken, err := p.macTaken(subs, 0, spec.MAC, v); err != nil {
+			return err
+		} else if taken {
+			return fmt.Errorf("address %s: %w: a sibling on %s has it; leave it out for a random one", spec.MAC, ErrExists, p.rec.Name)
+		}
 	}
-	if d, taken, err := p.maps.MAC(0, spec.MAC); err != nil {
-		return err
-	} else if taken && subs[d.ID].State != maps.Free {
-		return fmt.Errorf("address %s: %w: a sibling on %s has it; leave it out for a random one", spec.MAC, ErrExists, p.rec.Name)
-	}
-	return p.uniqueAddrs(spec.Addrs, subs)
+	return p.uniqueAddrs(v, addrsOf(spec.Addrs), subs)
 }
 
-func (p *parent) uniqueAddrs(addrs []netip.Prefix, subs []maps.Sub) error {
+// uniqueAddrs refuses addresses that somebody has in a VLAN.
+func (p *parent) uniqueAddrs(v VLAN, addrs []netip.Addr, subs []maps.Sub) error {
 	for _, a := range addrs {
-		d, taken, err := p.maps.Addr(0, a.Addr())
+		d, taken, err := p.maps.Addr(v.Untagged(), a)
 		if err != nil {
 			return err
 		}
 		if !taken || d.Origin != maps.Reserved && subs[d.ID].State == maps.Free {
 			continue
 		}
-		return p.addrTaken(a.Addr().String(), d)
+		return p.addrTaken(a.String(), d)
 	}
 	return nil
 }
@@ -277,7 +282,11 @@ func (p *parent) closeParent(sub maps.Sub) error {
 	if p.link == nil {
 		return nil
 	}
-	if sub.UCFilter {
+	inherited, err := p.bequeath(sub)
+	if err != nil {
+		return err
+	}
+	if sub.UCFilter && !inherited {
 		err := p.uc(sub.MAC, false)
 		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("remove %s from the unicast filter of %s: %w", sub.MAC, p.rec.Name, err)
@@ -312,6 +321,26 @@ func (p *parent) openFilter(id maps.ID, sub maps.Sub) (maps.Sub, error) {
 	return sub, nil
 }
 
+// bequeath leaves the MAC in the filter to a sibling in another VLAN that has it, too,
+// and tells whether there is one.
+func (p *parent) bequeath(sub maps.Sub) (bool, error) {
+	if !sub.UCFilter || sub.VLAN == 0 && p.rec.VLANs == 0 {
+		return false, nil
+	}
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return false, err
+	}
+	for i, s := range subs {
+		if s.State != maps.Active || s.Leg == sub.Leg || !s.Keyed() || !slices.Equal(s.MAC, sub.MAC) {
+			continue
+		}
+		s.UCFilter = true
+		return true, p.maps.PutSub(maps.ID(i), s)
+	}
+	return false, nil
+}
+
 // refilter lets the sub-interface's MAC in again where somebody has taken it out, or
 // the parent has been in another network namespace meanwhile: the kernel lists such
 // entries for all devices at once only, so it is tried.
@@ -333,7 +362,7 @@ func (p *parent) refilter(sub maps.Sub) error {
 func (p *parent) enterKeys(id maps.ID, sub maps.Sub, spec *LinkSpec) error {
 	d := maps.Dest{ID: id, Gen: sub.Gen, Origin: maps.Given}
 	for _, a := range spec.Addrs {
-		if err := p.maps.PutAddr(0, a.Addr(), d); errors.Is(err, ebpf.ErrKeyExist) {
+		if err := p.maps.PutAddr(sub.VLAN, a.Addr(), d); errors.Is(err, ebpf.ErrKeyExist) {
 			// Learned by a sibling since unique looked.
 			return fmt.Errorf("addr %s: %w: a sibling has just taken it; choose another", a.Addr(), ErrExists)
 		} else if err != nil {
@@ -346,7 +375,7 @@ func (p *parent) enterKeys(id maps.ID, sub maps.Sub, spec *LinkSpec) error {
 		}
 	}
 	if sub.Keyed() {
-		if err := p.maps.PutMAC(0, sub.MAC, d); err != nil {
+		if err := p.putMACs(id, sub); err != nil {
 			return err
 		}
 	}
@@ -391,20 +420,17 @@ func (p *parent) remove(id maps.ID, sub maps.Sub) error {
 	if err := p.maps.PutSub(id, maps.Sub{Gen: sub.Gen}); err != nil {
 		return err
 	}
+	if err := p.maps.DeleteTrunk(id); err != nil {
+		return err
+	}
 	return p.reindex(sub)
 }
 
 // removeKeys deletes all that leads to a sub-interface, learned addresses too.
 func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
 	if sub.Keyed() {
-		d, ok, err := p.maps.MAC(0, sub.MAC)
-		if err != nil {
+		if err := p.deleteMACs(id, sub); err != nil {
 			return err
-		}
-		if ok && d.ID == id {
-			if err := p.maps.DeleteMAC(0, sub.MAC); err != nil {
-				return err
-			}
 		}
 	}
 	if sub.Mode == maps.Source {
@@ -458,6 +484,9 @@ func (p *parent) reindex(sub maps.Sub) error {
 		case s.Mode == maps.Passthru:
 			p.rec.Passthru = maps.ID(i)
 		}
+	}
+	if err := p.claim(subs); err != nil {
+		return err
 	}
 	if err := p.openHost(hosts); err != nil {
 		return err

@@ -218,7 +218,7 @@ func (p *parent) removeDead() error {
 		if s.State == maps.Free || s.State == maps.Active && isLeg(fd, s.Leg, p.legName(id)) {
 			continue
 		}
-		if err := p.remove(id, s); err != nil {
+		if err := p.removeOne(id); err != nil {
 			return fmt.Errorf("remove what is left of %s: %w", s.Name, err)
 		}
 	}
@@ -235,11 +235,21 @@ func (p *parent) removeAll() error {
 		if s.State == maps.Free {
 			continue
 		}
-		if err := p.remove(maps.ID(i), s); err != nil {
+		if err := p.removeOne(maps.ID(i)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// removeOne removes one of several: its record may have changed with the last one's
+// removal.
+func (p *parent) removeOne(id maps.ID) error {
+	sub, err := p.maps.Sub(id)
+	if err != nil {
+		return err
+	}
+	return p.remove(id, sub)
 }
 
 // detachIfEmpty leaves a parent alone that has no sub-interface left, unless
@@ -271,6 +281,9 @@ func (p *parent) reserve() error {
 	}
 	for _, a := range have {
 		gateway, wanted := want[a.Addr]
+		if a.VLAN != 0 {
+			continue // the host is in none
+		}
 		if a.Origin == maps.Reserved && !wanted {
 			if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
 				return err

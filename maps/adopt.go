@@ -153,7 +153,21 @@ func (s *Set) adoptKeys(o *Older) error {
 	if err != nil {
 		return err
 	}
-	return putAll(s.bySrc, sources)
+	if err := putAll(s.bySrc, sources); err != nil {
+		return err
+	}
+	vlans, err := oldEntries[uint32, uint32](o, bpf.XvlanMapVlans, "", "")
+	if err != nil {
+		return err
+	}
+	if err := putAll(s.vlans, vlans); err != nil {
+		return err
+	}
+	trunks, err := oldEntries[uint32, bpf.XvlanTrunk](o, bpf.XvlanMapTrunks, "", "trunk")
+	if err != nil {
+		return err
+	}
+	return putAll(s.trunks, trunks)
 }
 
 func putAll[K comparable, V any](m *ebpf.Map, all map[K][]V) error {

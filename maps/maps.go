@@ -335,21 +335,21 @@ func sum(perCPU []bpf.XvlanSubStats) (s Stats) {
 	return s
 }
 
-// The keys below are entered only where nobody holds them: ebpf.ErrKeyExist
-// tells that somebody does. Deleting what is not there is no error.
+// Deleting a key that is not there is no error.
 
-// PutMAC makes a MAC lead to a sub-interface.
-func (s *Set) PutMAC(vlan uint32, mac net.HardwareAddr, d Dest) error {
-	return put(s.byMAC, macKey(vlan, mac), d, ebpf.UpdateNoExist, mac)
+// PutMAC makes a MAC lead to a sub-interface, whoever holds it: the records say
+// whose it is.
+func (s *Set) PutMAC(vlan VLAN, mac net.HardwareAddr, d Dest) error {
+	return put(s.byMAC, macKey(vlan, mac), d, ebpf.UpdateAny, mac)
 }
 
 // DeleteMAC removes a MAC.
-func (s *Set) DeleteMAC(vlan uint32, mac net.HardwareAddr) error {
+func (s *Set) DeleteMAC(vlan VLAN, mac net.HardwareAddr) error {
 	return del(s.byMAC, macKey(vlan, mac), mac)
 }
 
 // MAC looks a MAC up; ok is false where it leads nowhere.
-func (s *Set) MAC(vlan uint32, mac net.HardwareAddr) (d Dest, ok bool, err error) {
+func (s *Set) MAC(vlan VLAN, mac net.HardwareAddr) (d Dest, ok bool, err error) {
 	return get(s.byMAC, macKey(vlan, mac), mac)
 }
 
@@ -401,17 +401,18 @@ func (s *Set) Sources() (map[ID][]net.HardwareAddr, error) {
 	return lists, nil
 }
 
-// PutAddr enters an address, IPv4 or IPv6 without zone.
-func (s *Set) PutAddr(vlan uint32, a netip.Addr, d Dest) error {
+// PutAddr enters an address, IPv4 or IPv6 without zone, where nobody holds it:
+// ebpf.ErrKeyExist tells that somebody does.
+func (s *Set) PutAddr(vlan VLAN, a netip.Addr, d Dest) error {
 	return s.putAddr(vlan, a, d, ebpf.UpdateNoExist)
 }
 
 // ReplaceAddr enters an address whoever holds it.
-func (s *Set) ReplaceAddr(vlan uint32, a netip.Addr, d Dest) error {
+func (s *Set) ReplaceAddr(vlan VLAN, a netip.Addr, d Dest) error {
 	return s.slotsOf(a).changing(a, func() error { return s.putAddr(vlan, a, d, ebpf.UpdateAny) })
 }
 
-func (s *Set) putAddr(vlan uint32, a netip.Addr, d Dest, how ebpf.MapUpdateFlags) error {
+func (s *Set) putAddr(vlan VLAN, a netip.Addr, d Dest, how ebpf.MapUpdateFlags) error {
 	if a.Is4() {
 		return put(s.byIP4, ip4Key(vlan, a), d, how, a)
 	}
@@ -419,7 +420,7 @@ func (s *Set) putAddr(vlan uint32, a netip.Addr, d Dest, how ebpf.MapUpdateFlags
 }
 
 // DeleteAddr removes an address.
-func (s *Set) DeleteAddr(vlan uint32, a netip.Addr) error {
+func (s *Set) DeleteAddr(vlan VLAN, a netip.Addr) error {
 	return s.slotsOf(a).changing(a, func() error {
 		if a.Is4() {
 			return del(s.byIP4, ip4Key(vlan, a), a)
@@ -436,7 +437,7 @@ func (s *Set) slotsOf(a netip.Addr) buckets {
 }
 
 // Addr looks an address up; ok is false where nobody has it.
-func (s *Set) Addr(vlan uint32, a netip.Addr) (d Dest, ok bool, err error) {
+func (s *Set) Addr(vlan VLAN, a netip.Addr) (d Dest, ok bool, err error) {
 	if a.Is4() {
 		return get(s.byIP4, ip4Key(vlan, a), a)
 	}
@@ -446,7 +447,7 @@ func (s *Set) Addr(vlan uint32, a netip.Addr) (d Dest, ok bool, err error) {
 // Addr is one entry of the address maps.
 type Addr struct {
 	Addr netip.Addr
-	VLAN uint32
+	VLAN VLAN
 	Dest
 }
 
@@ -454,13 +455,13 @@ type Addr struct {
 func (s *Set) Addrs() ([]Addr, error) {
 	var all []Addr
 	err := walk(s.byIP4, func(k bpf.XvlanIp4Key, d bpf.XvlanDest) {
-		all = append(all, Addr{ip4Addr(k), k.Vlan, destFromC(d)})
+		all = append(all, Addr{ip4Addr(k), VLAN(k.Vlan), destFromC(d)})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read ipv4 addresses: %w", err)
 	}
 	err = walk(s.byIP6, func(k bpf.XvlanIp6Key, d bpf.XvlanDest) {
-		all = append(all, Addr{netip.AddrFrom16(k.Addr), k.Vlan, destFromC(d)})
+		all = append(all, Addr{netip.AddrFrom16(k.Addr), VLAN(k.Vlan), destFromC(d)})
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read ipv6 addresses: %w", err)
@@ -468,13 +469,13 @@ func (s *Set) Addrs() ([]Addr, error) {
 	return all, nil
 }
 
-func macKey(vlan uint32, mac net.HardwareAddr) *bpf.XvlanMacKey {
-	return &bpf.XvlanMacKey{Vlan: vlan, Mac: [6]byte(mac)}
+func macKey(vlan VLAN, mac net.HardwareAddr) *bpf.XvlanMacKey {
+	return &bpf.XvlanMacKey{Vlan: uint32(vlan), Mac: [6]byte(mac)}
 }
 
-func ip4Key(vlan uint32, a netip.Addr) *bpf.XvlanIp4Key {
+func ip4Key(vlan VLAN, a netip.Addr) *bpf.XvlanIp4Key {
 	b := a.As4()
-	return &bpf.XvlanIp4Key{Vlan: vlan, AddrBe: binary.NativeEndian.Uint32(b[:])}
+	return &bpf.XvlanIp4Key{Vlan: uint32(vlan), AddrBe: binary.NativeEndian.Uint32(b[:])}
 }
 
 func ip4Addr(k bpf.XvlanIp4Key) netip.Addr {
@@ -483,8 +484,8 @@ func ip4Addr(k bpf.XvlanIp4Key) netip.Addr {
 	return netip.AddrFrom4(b)
 }
 
-func ip6Key(vlan uint32, a netip.Addr) *bpf.XvlanIp6Key {
-	return &bpf.XvlanIp6Key{Vlan: vlan, Addr: a.As16()}
+func ip6Key(vlan VLAN, a netip.Addr) *bpf.XvlanIp6Key {
+	return &bpf.XvlanIp6Key{Vlan: uint32(vlan), Addr: a.As16()}
 }
 
 func put(m *ebpf.Map, key any, d Dest, how ebpf.MapUpdateFlags, what any) error {

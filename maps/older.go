@@ -239,7 +239,7 @@ func walkRaw(m *ebpf.Map, fn func(key []byte, values [][]byte) error) error {
 // addrKey is an address under a VLAN.
 type addrKey struct {
 	addr netip.Addr
-	vlan uint32
+	vlan VLAN
 }
 
 // addrs returns all addresses.
@@ -254,10 +254,10 @@ func (o *Older) addrs() (map[addrKey]Dest, error) {
 	}
 	all := map[addrKey]Dest{}
 	for k, d := range ip4 {
-		all[addrKey{ip4Addr(k), k.Vlan}] = destFromC(d[0])
+		all[addrKey{ip4Addr(k), VLAN(k.Vlan)}] = destFromC(d[0])
 	}
 	for k, d := range ip6 {
-		all[addrKey{netip.AddrFrom16(k.Addr), k.Vlan}] = destFromC(d[0])
+		all[addrKey{netip.AddrFrom16(k.Addr), VLAN(k.Vlan)}] = destFromC(d[0])
 	}
 	return all, nil
 }

@@ -301,11 +301,11 @@ type Sub struct {
 	Promisc  bool // passthru: the parent was made promiscuous for it
 	Netkit   bool // its legs are a netkit pair, not veth
 	Host     bool // it and the host reach each other
-	Trunk    bool // it has part in the VLANs that its trunk says
+	Trunk    bool // it has part in the VLANs of its Trunk, by their tags
 	NoDHCP   bool // of an ipvlan: its DHCP is left as it is
 	Guarded  bool // what it sends is looked at first, as its Guard says
 	MAC      net.HardwareAddr
-	VLAN     uint32 // of its untagged frames, as in the keys
+	VLAN     VLAN   // of its untagged frames; NoVLAN where it has none
 	Name     string // of the inner leg when it was made
 	Device   uint64 // where the kernel keeps the inner leg; written by xvlan_meet
 }
@@ -323,7 +323,7 @@ func (s *Sub) toC() bpf.XvlanSub {
 		Kind:  bpf.XvlanSubKind(s.Kind),
 		Mode:  bpf.XvlanSubMode(s.Mode),
 		Class: bpf.XvlanSubClass(s.Class),
-		Vlan:  s.VLAN,
+		Vlan:  uint32(s.VLAN),
 
 		Device: s.Device,
 	}
@@ -388,7 +388,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		Guarded:  c.Flags&bpf.XvlanSubFlagSUB_GUARDED != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
-		VLAN:     c.Vlan,
+		VLAN:     VLAN(c.Vlan),
 		Name:     cString(c.Name[:]),
 		Device:   c.Device,
 	}
@@ -415,6 +415,9 @@ type Parent struct {
 	AddClsact   bool   // the clsact qdisc was added, detach removes it
 	SetForward4 bool   // forwarding was turned on for mode l3s, and goes with the last of it
 	SetForward6 bool   // likewise force_forwarding
+	HadCTag     bool   // its filter of VLANs was turned off, and is on again with the last of them
+	HadSTag     bool   // likewise that of service VLANs
+	SetPromisc  bool   // likewise it was made promiscuous, since there was no switch for these
 	Rung        Rung
 	MAC         net.HardwareAddr
 	FoundMAC    net.HardwareAddr // before a passthru sub-interface's became its own; nil if none has
@@ -457,6 +460,15 @@ func (p *Parent) toC() bpf.XvlanParent {
 	if p.SetForward6 {
 		c.Found |= bpf.XvlanFoundFOUND_SET_FORWARD6
 	}
+	if p.HadCTag {
+		c.Found |= bpf.XvlanFoundFOUND_CTAG_FILTER
+	}
+	if p.HadSTag {
+		c.Found |= bpf.XvlanFoundFOUND_STAG_FILTER
+	}
+	if p.SetPromisc {
+		c.Found |= bpf.XvlanFoundFOUND_SET_PROMISC
+	}
 	if p.FoundMAC != nil {
 		c.Found |= bpf.XvlanFoundFOUND_SET_MAC
 	}
@@ -492,6 +504,9 @@ func parentFromC(c *bpf.XvlanParent) Parent {
 		AddClsact:   c.Found&bpf.XvlanFoundFOUND_ADD_CLSACT != 0,
 		SetForward4: c.Found&bpf.XvlanFoundFOUND_SET_FORWARD4 != 0,
 		SetForward6: c.Found&bpf.XvlanFoundFOUND_SET_FORWARD6 != 0,
+		HadCTag:     c.Found&bpf.XvlanFoundFOUND_CTAG_FILTER != 0,
+		HadSTag:     c.Found&bpf.XvlanFoundFOUND_STAG_FILTER != 0,
+		SetPromisc:  c.Found&bpf.XvlanFoundFOUND_SET_PROMISC != 0,
 		Rung:        Rung(c.Rung),
 		MAC:         net.HardwareAddr(bytes.Clone(c.Mac[:])),
 		FoundMAC:    foundMAC,

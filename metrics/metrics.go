@@ -64,7 +64,7 @@ var (
 	programRuns    = desc("program_runs_total", "Runs of a BPF program, while kernel.bpf_stats_enabled is set.", ofParent, "program")
 	programSeconds = desc("program_run_seconds_total", "Time spent in these runs.", ofParent, "program")
 
-	linkInfo  = desc("link_info", "A sub-interface.", ofLink, "type", "mode", "class", "host")
+	linkInfo  = desc("link_info", "A sub-interface.", ofLink, "type", "mode", "class", "host", "vlan", "qinq", "trunk")
 	linkUp    = desc("link_up", "Whether a sub-interface is up and has its carrier.", ofLink)
 	rxPackets = desc("link_receive_packets_total", "Packets handed to a sub-interface.", ofLink)
 	rxBytes   = desc("link_receive_bytes_total", "Bytes of these packets.", ofLink)
@@ -75,6 +75,14 @@ var (
 	linkDups  = desc("link_address_conflicts_total", "Times that a sub-interface spoke from an address that somebody else has.", ofLink)
 	linkMany  = desc("link_unfiltered_multicast_packets_total", "Multicast packets that a sub-interface got unasked, being in too many groups.", ofLink)
 )
+
+// number is a label that is not there for 0.
+func number(n uint16) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(n))
+}
 
 var onOff = map[bool]string{false: "off", true: "on"}
 
@@ -189,7 +197,7 @@ func (e emitter) link(l *loader.Link) {
 	if l.OperState == "UP" {
 		up = 1
 	}
-	e.gauge(linkInfo, 1, with(l.Kind.String(), l.Mode.String(), l.Class.String(), onOff[l.Host])...)
+	e.gauge(linkInfo, 1, with(l.Kind.String(), l.Mode.String(), l.Class.String(), onOff[l.Host], number(l.VLAN.ID), number(l.VLAN.Outer), l.VLAN.Trunk.String())...)
 	e.gauge(linkUp, up, labels...)
 	e.counter(rxPackets, l.Stats[maps.RX].Packets, labels...)
 	e.counter(rxBytes, l.Stats[maps.RX].Bytes, labels...)

@@ -12,7 +12,7 @@ import (
 )
 
 // linkDiff is what a sub-interface that is there has otherwise than a file
-// wants it. Of type, mode, flag, host, delivery, guard and bcrate what is not said is as
+// wants it. Of type, mode, flag, host, delivery, guard, bcrate and VLANs what is not said is as
 // `link add` has it; all else that is not said may be as it is.
 type linkDiff struct {
 	want  *wantedLink
@@ -27,6 +27,7 @@ type linkDiff struct {
 	port  *bool
 	host  *bool
 	guard loader.GuardSpec
+	vlan  loader.VLANSpec
 	dev   loader.DeviceChange
 	addr  bool // its given addresses are to be others
 }
@@ -54,6 +55,10 @@ func (d *linkDiff) find() {
 		d.host = &want.Host
 	}
 	d.findGuard()
+	if is, was := want.VLAN.Of(loader.VLAN{}), now.VLAN.Of(loader.VLAN{}); is != was {
+		d.differs("vlan", orNone(was.String()), orNone(is.String()))
+		d.vlan = loader.VLANSpec{ID: &is.ID, Outer: &is.Outer, Trunk: &is.Trunk}
+	}
 	if mac := want.MAC; mac != nil && !bytes.Equal(mac, now.MAC) {
 		d.differs("address", now.MAC.String(), mac.String())
 		d.dev.MAC = mac
@@ -185,15 +190,29 @@ func (d *linkDiff) lost(is []netip.Prefix) bool {
 // then what a move undoes.
 func (d *linkDiff) apply(h *loader.Host) error {
 	sel := loader.Selector{Name: d.have.Name, Parent: d.have.Parent, Netns: d.have.Netns}
+	is := d.want.spec.VLAN.Of(loader.VLAN{})
+	none, trunk := is == loader.VLAN{}, is.IsTrunk()
+	vlan := func(now bool) error {
+		if !now || d.vlan == (loader.VLANSpec{}) {
+			return nil
+		}
+		return h.SetVLAN(sel, d.vlan)
+	}
 	if d.host != nil && !*d.host { // before a mode that has none
 		if err := h.SetHost(sel, false); err != nil {
 			return err
 		}
 	}
+	if err := vlan(none); err != nil { // likewise, or host access
+		return err
+	}
 	if d.mode != (loader.ModeChange{}) {
 		if err := h.SetMode(sel, d.mode); err != nil {
 			return err
 		}
+	}
+	if err := vlan(!none && !trunk); err != nil { // before a guard, which a trunk has none of
+		return err
 	}
 	if d.host != nil && *d.host {
 		if err := h.SetHost(sel, true); err != nil {
@@ -209,6 +228,9 @@ func (d *linkDiff) apply(h *loader.Host) error {
 		if err := h.SetGuard(sel, d.guard); err != nil {
 			return err
 		}
+	}
+	if err := vlan(trunk); err != nil {
+		return err
 	}
 	if d.moves {
 		if err := h.Move(sel, d.want.spec.Netns); err != nil {

@@ -215,7 +215,7 @@ func (r *configReader) named(entries []entry, what string, at position) (string,
 }
 
 // linkKeys are those of every sub-interface, and those of a macvlan alone.
-var linkKeys, macvlanKeys = []string{"name", "type", "mode", "flag", "netns", "address", "addr", "mtu", "up", "host", "delivery", "leg", "dhcp", "guard", "bcrate"},
+var linkKeys, macvlanKeys = []string{"name", "type", "mode", "flag", "netns", "address", "addr", "mtu", "up", "host", "delivery", "leg", "dhcp", "guard", "bcrate", "vlan", "qinq", "trunk"},
 	[]string{"macaddr", "bcqueuelen", "bclim"}
 
 func (r *configReader) link(n *yaml.Node) *wantedLink {

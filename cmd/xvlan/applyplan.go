@@ -84,6 +84,10 @@ func (p *planner) repeated(wanted []*wantedParent) {
 		netns uint64
 		name  string
 	}
+	type address struct {
+		vlan maps.VLAN
+		addr netip.Addr
+	}
 	devices := map[device]bool{}
 	names := map[string]bool{}
 	for _, w := range wanted {
@@ -91,7 +95,7 @@ func (p *planner) repeated(wanted []*wantedParent) {
 			p.fail(w.at, "parent "+w.name, usagef("name: it is in the file twice; put its links into one"))
 		}
 		names[w.name] = true
-		macs, addrs := map[string]bool{}, map[netip.Addr]bool{}
+		macs, addrs := map[string][]loader.VLAN{}, map[address]bool{}
 		for _, l := range w.links {
 			if _, err := loader.NetnsID(l.spec.Netns); err != nil {
 				p.fail(l.keys["netns"], l.what(), err)
@@ -102,15 +106,16 @@ func (p *planner) repeated(wanted []*wantedParent) {
 				p.fail(l.at, l.what(), usagef("name: another in the file has it, in the same network namespace"))
 			}
 			devices[d] = true
-			if mac := l.spec.MAC.String(); mac != "" && macs[mac] {
+			vlan := l.spec.VLAN.Of(loader.VLAN{})
+			if mac := l.spec.MAC.String(); mac != "" && slices.ContainsFunc(macs[mac], vlan.Meets) {
 				p.fail(l.keys["address"], l.what(), usagef("address %s: another on %s in the file has it", mac, w.name))
 			}
-			macs[l.spec.MAC.String()] = true
+			macs[l.spec.MAC.String()] = append(macs[l.spec.MAC.String()], vlan)
 			for _, a := range l.spec.Addrs {
-				if addrs[a.Addr()] {
+				if addrs[address{vlan.Untagged(), a.Addr()}] {
 					p.fail(l.keys["addr"], l.what(), usagef("addr %s: it is on %s twice in the file", a, w.name))
 				}
-				addrs[a.Addr()] = true
+				addrs[address{vlan.Untagged(), a.Addr()}] = true
 			}
 			if l.spec.Mode == maps.Passthru && len(w.links) > 1 {
 				p.fail(l.keys["mode"], l.what(), usagef("mode passthru: it leaves nothing for siblings; have it alone on %s", w.name))

@@ -90,6 +90,9 @@ func addWords(spec *loader.LinkSpec) string {
 	if spec.Guard.Rate != nil {
 		say("bcrate", rateWord(*spec.Guard.Rate))
 	}
+	if v := spec.VLAN.Of(loader.VLAN{}); v != (loader.VLAN{}) {
+		say(v.String())
+	}
 	if spec.Datapath != "" {
 		say("datapath", string(spec.Datapath))
 	}

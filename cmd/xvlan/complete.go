@@ -17,12 +17,12 @@ import (
 // functions as when it is run: they say which keyword has no value yet, and
 // where a keyword is next it is one of these.
 var keywords = map[string][]string{
-	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "host", "delivery", "leg", "guard", "bcrate", "type"},
-	"set":    {"dev", "link", "netns", "host", "delivery", "guard", "bcrate", "type"},
+	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "host", "delivery", "leg", "guard", "bcrate", "vlan", "qinq", "trunk", "type"},
+	"set":    {"dev", "link", "netns", "host", "delivery", "guard", "bcrate", "vlan", "qinq", "trunk", "type"},
 	"del":    {"dev", "link", "netns"},
 	"show":   {"dev", "link", "netns"},
 	"attach": {"unknown", "capacity"},
-	"trace":  {"from", "netns", "hex", "pcap", "frame", "src", "dst", "vlan", "len", "ip", "arp", "nd", "proto", "sport", "dport"},
+	"trace":  {"from", "netns", "hex", "pcap", "frame", "src", "dst", "vlan", "qinq", "len", "ip", "arp", "nd", "proto", "sport", "dport"},
 
 	"monitor": {"dev", "link", "netns", "drops", "learned", "links"},
 	"capture": {"dev", "link", "netns", "in", "out"},
@@ -47,6 +47,8 @@ var fixedValues = map[string][]string{
 	"proto":       {"udp", "tcp", "icmp"},
 	"type":        {"macvlan", "ipvlan"},
 	"unknown":     {"pass", "drop"},
+	"set vlan":    {"off"},
+	"set trunk":   {"off"},
 }
 
 // completeWords makes a command complete what it reads with words.

@@ -41,6 +41,9 @@ type linkYAML struct {
 	DHCP     string   `yaml:"dhcp,omitempty" json:"dhcp,omitempty"`
 	Guard    string   `yaml:"guard,omitempty" json:"guard,omitempty"`
 	Rate     string   `yaml:"bcrate,omitempty" json:"bcrate,omitempty"`
+	VLAN     uint16   `yaml:"vlan,omitempty" json:"vlan,omitempty"`
+	Outer    uint16   `yaml:"qinq,omitempty" json:"qinq,omitempty"`
+	Trunk    string   `yaml:"trunk,omitempty" json:"trunk,omitempty"`
 	MACs     []string `yaml:"macaddr,omitempty,flow" json:"macaddr,omitempty"`
 	Queue    *uint32  `yaml:"bcqueuelen,omitempty" json:"bcqueuelen,omitempty"`
 	Limit    *int32   `yaml:"bclim,omitempty" json:"bclim,omitempty"`
@@ -144,6 +147,10 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 	}
 	if spec.Guard.Rate != nil {
 		y.Rate = rateWord(*spec.Guard.Rate)
+	}
+	v := spec.VLAN.Of(loader.VLAN{})
+	if y.VLAN, y.Outer = v.ID, v.Outer; v.IsTrunk() {
+		y.Trunk = v.Trunk.String()
 	}
 	if spec.Mode == maps.Source {
 		for _, mac := range spec.Source.MACs {

@@ -27,6 +27,7 @@ func (a *app) linkCmd() *cobra.Command {
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
              [netns NAME|PID|PATH] [up] [host {on|off}] [delivery {auto|xdp}] [leg {veth|netkit}]
              [guard {off|on[,router][,dhcp][,given]}] [bcrate {FRAMES|off}]
+             [vlan ID [qinq OUTER]] [trunk LIST]
              type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
              [macaddr {add MAC | set [MAC...]}] [bcqueuelen FRAMES] [bclim DEVICES]
@@ -52,6 +53,11 @@ l3 with the flag bridge where nothing else is said, as with ip.
               no addresses but given ones, where there are any or given is said
   bcrate      broadcasts, ARP and neighbour discovery that it may send a second;
               100 with a guard, off without, where nothing is said
+  vlan        the VLAN that it is in, from 1 to 4094: it sends and gets without a tag
+              what has that tag on the wire; with trunk that of its untagged frames
+  qinq        the service tag (802.1ad) in front of the VLAN's
+  trunk       the VLANs that a macvlan has part in with their tags, as in 0,10,20-29;
+              0 says that it has untagged frames, too
   macaddr     whose frames a macvlan in mode source receives
   nodst       and nobody else receives them
   nopromisc   leave the parent's promiscuity alone, in mode passthru
@@ -88,11 +94,12 @@ l3 with the flag bridge where nothing else is said, as with ip.
 		},
 		&cobra.Command{
 			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | host {on|off} | delivery {auto|xdp} |
-      guard {off|on[,router][,dhcp][,given]} | bcrate {FRAMES|off}}
+      guard {off|on[,router][,dhcp][,given]} | bcrate {FRAMES|off} |
+      vlan {ID [qinq OUTER]|off} | trunk {LIST|off}}
   xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}]
       [bcqueuelen FRAMES] [bclim DEVICES] |
              ipvlan [mode MODE] [bridge|private|vepa] [dhcp {on|off}]}`,
-			Short: "Move a sub-interface, or change its host access, delivery, guard, mode, flag or list of sources",
+			Short: "Move a sub-interface, or change its host access, delivery, guard, VLAN, mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
 		&cobra.Command{
@@ -139,6 +146,16 @@ func (a *app) set(args []string) error {
 				return err
 			}
 		}
+		vlan := func(now bool) error {
+			if !now || to.vlan == (loader.VLANSpec{}) {
+				return nil
+			}
+			return h.SetVLAN(sel, to.vlan)
+		}
+		off := to.vlan.Of(loader.VLAN{}) == loader.VLAN{}
+		if err := vlan(off); err != nil { // likewise
+			return err
+		}
 		if change != nil {
 			if err := h.SetMode(sel, *change); err != nil {
 				return err
@@ -159,6 +176,9 @@ func (a *app) set(args []string) error {
 				return err
 			}
 		}
+		if err := vlan(!off); err != nil {
+			return err
+		}
 		if to.netns == "" { // last, when all that may be refused is through
 			return nil
 		}
@@ -172,6 +192,7 @@ type target struct {
 	port  *bool  // nil: stays
 	host  *bool  // nil: stays
 	guard loader.GuardSpec
+	vlan  loader.VLANSpec
 }
 
 func parseDatapath(s string) (loader.Datapath, error) {
@@ -290,6 +311,8 @@ func (w *words) linkWord(word string, spec *loader.LinkSpec) bool {
 		spec.Host = w.onOff(word)
 	case "guard", "bcrate":
 		w.guard(word, &spec.Guard)
+	case "vlan", "qinq", "trunk":
+		w.vlan(word, &spec.VLAN)
 	default:
 		return false
 	}
@@ -340,6 +363,19 @@ func (w *words) guard(keyword string, spec *loader.GuardSpec) {
 	if value[keyword] == "" {
 		w.fail(usagef("%s: its value is missing", keyword))
 	} else if err := spec.Parse(value["guard"], value["bcrate"]); err != nil {
+		w.fail(err)
+	}
+}
+
+// vlan reads a VLAN, its service tag or a trunk.
+func (w *words) vlan(keyword string, spec *loader.VLANSpec) {
+	value := map[string]string{keyword: w.value(keyword)}
+	if w.err != nil {
+		return
+	}
+	if value[keyword] == "" {
+		w.fail(usagef("%s: its value is missing", keyword))
+	} else if err := spec.Parse(value["vlan"], value["qinq"], value["trunk"]); err != nil {
 		w.fail(err)
 	}
 }
@@ -410,6 +446,8 @@ func parseSelector(w *words, to *target) (sel loader.Selector, err error) {
 			to.host = &host
 		case (word == "guard" || word == "bcrate") && to != nil:
 			w.guard(word, &to.guard)
+		case (word == "vlan" || word == "qinq" || word == "trunk") && to != nil:
+			w.vlan(word, &to.vlan)
 		case word == "netns":
 			sel.Netns = w.value(word)
 		case word == "leg" && to != nil:

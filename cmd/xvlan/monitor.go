@@ -197,7 +197,7 @@ func linkTraits(l *loader.Link) []trait {
 		{"netns", l.Netns}, {"address", l.MAC.String()}, {"mtu", strconv.Itoa(l.MTU)}, {"state", l.OperState},
 		{"flags", "<" + strings.Join(flags(l.Flags), ",") + ">"}, {"delivery", delivery(l.Place)},
 		{"host", onOff(l.Host)}, {"dhcp", onOff(!l.NoDHCP)},
-		{"guard", guardWord(l.Guard)},
+		{"guard", guardWord(l.Guard)}, {"vlan", l.VLAN.String()},
 	}
 }
 

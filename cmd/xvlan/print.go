@@ -65,6 +65,9 @@ func (a *app) printLink(l loader.Link) {
 		if helpsDHCP(&l) {
 			fmt.Fprintf(a.out, "    dhcp %s\n", onOff(!l.NoDHCP))
 		}
+		if l.VLAN != (loader.VLAN{}) {
+			fmt.Fprintf(a.out, "    %s\n", l.VLAN)
+		}
 		if l.Guard.Active() {
 			fmt.Fprintf(a.out, "    guard %s\n", guardWord(l.Guard))
 		}
@@ -193,6 +196,9 @@ type linkJSON struct {
 	DHCP      string      `json:"dhcp,omitempty"` // of an ipvlan in mode l2: whether its clients are helped
 	Guard     string      `json:"guard,omitempty"`
 	Rate      uint32      `json:"bcrate,omitempty"` // broadcasts, ARP and neighbour discovery a second
+	VLAN      uint16      `json:"vlan,omitempty"`   // of what it has without a tag
+	Outer     uint16      `json:"qinq,omitempty"`   // the service tag in front of that
+	Trunk     []rangeJSON `json:"vlans,omitempty"`  // as of `bridge -j vlan`: what it has with its tag, 0 for without
 	WireMAC   string      `json:"wire_address"`
 	Owner     string      `json:"owner,omitempty"` // who had it made, a container runtime's name for it
 	Addrs     []addrJSON  `json:"addrs"`
@@ -211,6 +217,11 @@ type infoJSON struct {
 		Count   int      `json:"macaddr_count,omitempty"`
 		MACs    []string `json:"macaddr_data,omitempty"`
 	} `json:"info_data"`
+}
+
+type rangeJSON struct {
+	First uint16 `json:"vlan"`
+	Last  uint16 `json:"vlanEnd,omitempty"`
 }
 
 type rungJSON struct {
@@ -272,6 +283,10 @@ func linksJSON(links []loader.Link) []linkJSON {
 		if l.ID != 0 {
 			j.Pair, j.Delivery, j.Host = pairWord(l.Netkit), delivery(l.Place), onOff(l.Host)
 			j.Guard, j.Rate = l.Guard.String(), l.Guard.Rate
+		}
+		j.VLAN, j.Outer = l.VLAN.ID, l.VLAN.Outer
+		for _, r := range l.VLAN.Trunk.Ranges() {
+			j.Trunk = append(j.Trunk, rangeJSON{r[0], r[1] * min(r[1]-r[0], 1)})
 		}
 		if helpsDHCP(&l) {
 			j.DHCP = onOff(!l.NoDHCP)

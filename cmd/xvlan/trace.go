@@ -15,7 +15,8 @@ import (
 func (a *app) traceCmd() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: `trace PARENT [from {wire | host | SUB [netns NAME]}] FRAME
-  FRAME  := hex BYTES | pcap FILE [frame NUMBER] | [src MAC] [dst MAC] [vlan ID] [len BYTES] PACKET
+  FRAME  := hex BYTES | pcap FILE [frame NUMBER] | [src MAC] [dst MAC] [vlan ID [qinq OUTER]]
+             [len BYTES] PACKET
   PACKET := arp SRC DST | nd SRC DST | ip SRC DST [proto {udp|tcp|icmp}] [sport PORT] [dport PORT]`,
 		Short: "Say what the programs would do with a frame, and why",
 		Long: `Says which program would decide what about a frame, by which entries of the maps.

@@ -27,6 +27,7 @@ type frameWords struct {
 
 	src, dst     net.HardwareAddr // nil: to be filled in
 	vlan         int              // 0: untagged
+	outer        int              // the service tag in front of it; 0: none
 	length       int              // of the frame at least
 	packet       string           // arp, nd or ip
 	from, to     netip.Addr
@@ -49,6 +50,8 @@ func (f *frameWords) parse(w *words, word string) bool {
 		f.dst = w.mac(word)
 	case "vlan":
 		f.vlan = int(w.integer(word, 1, 4094))
+	case "qinq":
+		f.outer = int(w.integer(word, 1, 4094))
 	case "len":
 		f.length = int(w.integer(word, 14, 65535))
 	case "arp", "nd", "ip":
@@ -86,7 +89,7 @@ func (f *frameWords) check() error {
 			ways++
 		}
 	}
-	described := f.src != nil || f.dst != nil || f.vlan != 0 || f.length != 0 || f.proto != "" || f.sport != 0 || f.dport != 0
+	described := f.src != nil || f.dst != nil || f.vlan != 0 || f.outer != 0 || f.length != 0 || f.proto != "" || f.sport != 0 || f.dport != 0
 	switch {
 	case ways == 0:
 		return usagef("frame: say it, by hex BYTES, pcap FILE, or ip, arp or nd SRC DST")
@@ -96,6 +99,8 @@ func (f *frameWords) check() error {
 		return usagef("frame %d: of which file? say pcap FILE", f.number)
 	case f.packet == "":
 		return nil
+	case f.outer != 0 && f.vlan == 0:
+		return usagef("qinq %d: it stands in front of a VLAN's tag; say which: vlan ID", f.outer)
 	case f.from.Is4() != f.to.Is4():
 		return usagef("%s %s %s: IPv4 and IPv6 do not go together", f.packet, f.from, f.to)
 	case f.packet == "arp" && !f.from.Is4():
@@ -175,8 +180,13 @@ func (f *frameWords) assemble(src, dst net.HardwareAddr) ([]byte, error) {
 	}
 	eth := &layers.Ethernet{SrcMAC: src, DstMAC: dst, EthernetType: kind}
 	stack := []gopacket.SerializableLayer{eth}
-	if f.vlan != 0 {
+	if f.outer != 0 {
+		eth.EthernetType = layers.EthernetTypeQinQ
+		stack = append(stack, &layers.Dot1Q{VLANIdentifier: uint16(f.outer), Type: layers.EthernetTypeDot1Q})
+	} else if f.vlan != 0 {
 		eth.EthernetType = layers.EthernetTypeDot1Q
+	}
+	if f.vlan != 0 {
 		stack = append(stack, &layers.Dot1Q{VLANIdentifier: uint16(f.vlan), Type: kind})
 	}
 	switch f.packet {
