@@ -115,7 +115,7 @@ func (c *frameCase) checkCut(t *testing.T, w *world, prog string) {
 	undisturbed(t, func(tb testing.TB) {
 		w.enter(tb)
 		w.send(tb, prog, c.from, c.frame)
-		awaitHits(tb, w, len(c.frame), c.hits...)
+		awaitHits(tb, w, len(c.frame)+c.tags, c.hits...)
 		wantEntries(tb, w, c.news, c.gone)
 	})
 }

@@ -248,7 +248,7 @@ static long match_asker(__u32 n, struct asker *a)
 
 	if (half[2] != a->mac[2] || half[1] != a->mac[1] || half[0] != a->mac[0] ||
 	    sub->kind != KIND_IPVLAN || is_routed(sub) || sub->flags & SUB_NO_DHCP ||
-	    (sub->vlan && sub->vlan != a->vlan) || !is_there(sub))
+	    sub->vlan != a->vlan || !is_there(sub))
 		return 0;
 	if (a->id) {
 		a->id = 0;
@@ -260,7 +260,7 @@ static long match_asker(__u32 n, struct asker *a)
 
 /* Whether a frame's source is of this host: what was sent here and has come back gives
  * nobody an address. */
-static __always_inline bool sent_here(struct __sk_buff *skb, __u32 vlan)
+static __always_inline bool sent_here(const struct frame *f)
 {
 	struct {
 		__u16 pad; /* aligns mac for mac_eq */
@@ -268,8 +268,8 @@ static __always_inline bool sent_here(struct __sk_buff *skb, __u32 vlan)
 	} src;
 	__u32 id;
 
-	return bpf_skb_load_bytes(skb, ETH_ALEN, src.mac, ETH_ALEN) || mac_eq(src.mac, meta.mac) ||
-	       sub_by_mac(vlan, src.mac, &id);
+	return bpf_skb_load_bytes(f->skb, ETH_ALEN, src.mac, ETH_ALEN) ||
+	       mac_eq(src.mac, meta.mac) || sub_by_mac(f, src.mac, &id);
 }
 
 /* The id of the sub-interface that an IPv4 packet is for as a server's reply from the
@@ -277,14 +277,14 @@ static __always_inline bool sent_here(struct __sk_buff *skb, __u32 vlan)
  * destination address's owner, if that has one: the short way knows no other. */
 __noinline int dhcp_reply(struct __sk_buff *skb, __u32 l3, __u32 vlan, __u32 owner_id)
 {
-	/* The verifier has to know a bound of l3, which is behind a tag at most. */
-	struct frame f = {.skb = skb, .l3 = l3 & 31, .proto_be = bpf_htons(ETH_P_IP)};
+	/* The verifier has to know a bound of l3, which is behind two tags at most. */
+	struct frame f = {.skb = skb, .l3 = l3 & 31, .vlan = vlan, .proto_be = bpf_htons(ETH_P_IP)};
 	struct asker a = {.vlan = vlan};
 	struct dhcp d = {};
 	struct sub *sub;
 
 	reload(&f);
-	if (!is_bootp(&f, BOOTP_SERVER, BOOTP_CLIENT) || sent_here(skb, vlan))
+	if (!is_bootp(&f, BOOTP_SERVER, BOOTP_CLIENT) || sent_here(&f))
 		return 0;
 	if (!dhcp_read(skb, l3, BOOTP_REPLY, &d))
 		return 0;

@@ -69,7 +69,7 @@ func TestDown(t *testing.T) {
 			left("IPv6 here", fromWire6(parentMAC, ipHere)),
 			left("ARP", arp(2, parentMAC, routerMAC, routerIP4, parentMAC, ip4Of(ipAway))),
 			delivered("MAC up", macGiven, fromWire(macOf(macGiven), 99)),
-			delivered("IP up in its VLAN", ipVLAN, tagged(fromWire(parentMAC, ipVLAN), 0x8100, 10)),
+			untagged(delivered("IP up in its VLAN", ipVLAN, tagged(fromWire(parentMAC, ipVLAN), 0x8100, 10))),
 			some("broadcast", broadcast(routerMAC)),
 			some("question for its given address", whoHas(routerMAC, routerIP4, ip4Of(ipAway))),
 			some("its MAC as source", broadcast(macOf(macAway))),

@@ -172,6 +172,14 @@ func tagged(frame []byte, tags ...uint16) []byte {
 	return append(out, frame[12:]...)
 }
 
+// bare takes the tags behind the MACs off.
+func bare(frame []byte) []byte {
+	for frame = bytes.Clone(frame); frame[12] == 0x81 || frame[12] == 0x88 && frame[13] == 0xa8; {
+		frame = slices.Delete(frame, 12, 16)
+	}
+	return frame
+}
+
 func padded(frame []byte, size int) []byte {
 	return append(bytes.Clone(frame), make([]byte, size-len(frame))...)
 }

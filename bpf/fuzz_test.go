@@ -1,6 +1,7 @@
 package bpf_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"slices"
 	"testing"
@@ -43,6 +44,11 @@ func FuzzPrograms(f *testing.F) {
 	f.Fuzz(func(t *testing.T, frame []byte) {
 		if len(frame) < 14 || len(frame) > 2000 || cutHeader(frame) {
 			return
+		}
+		// The short ways know no tag in the frame, which the kernel puts beside it before.
+		w.meta.Watched = 0
+		if hasTag(frame) {
+			w.meta.Watched = 1
 		}
 		for _, policy := range []bpf.XvlanPolicy{0, bpf.XvlanPolicyPOLICY_UNKNOWN_DROP} {
 			w.meta.Policy = policy
@@ -96,7 +102,7 @@ func fuzzRun(t *testing.T, w *world, prog string, from uint32, frame []byte) (r 
 				t.Errorf("%s: %v", prog, h)
 			}
 			continue
-		case h.packets != 1 || h.bytes != uint64(len(frame)):
+		case h.packets != 1 || h.bytes != uint64(len(frame)) && h.bytes != uint64(len(frame)+w.tagsOf(from)):
 			t.Errorf("%s: a frame of %d bytes counts as %v", prog, len(frame), h)
 		}
 		if h.id == from && h.verdict != rx { // it may send to itself
@@ -180,7 +186,31 @@ func fuzzRx(t *testing.T, w *world, frame []byte) {
 	default:
 		t.Errorf("rx returned %d and counted %v %v", int32(r.ret), r.own, r.others)
 	}
-	wantBytes(t, r.out, readdress(w, &r, frame))
+	wantBytes(t, r.out, retagged(w, &r, readdress(w, &r, frame)))
+}
+
+// hasTag tells what begins with a tag.
+func hasTag(frame []byte) bool {
+	proto := binary.BigEndian.Uint16(frame[12:])
+	return proto == 0x8100 || proto == 0x88a8
+}
+
+// tagsOf is how many bytes of tags the wire has of what a sub-interface sends without.
+func (w *world) tagsOf(id uint32) int {
+	if w.subs[id].Vlan == 0 {
+		return 0
+	}
+	return 4
+}
+
+// retagged takes off as many bytes of tags as a frame may have lost: the outer one,
+// or one that the next has come beside the frame for.
+func retagged(w *world, r *fuzzed, frame []byte) []byte {
+	lost := len(frame) - len(r.out)
+	if w.meta.Vlans == 0 || !hasTag(frame) || lost != 4 && lost != 8 {
+		return frame
+	}
+	return slices.Delete(bytes.Clone(frame), 12, 12+lost)
 }
 
 // readdress puts the inner MAC of an IP-keyed sub-interface into a unicast
@@ -209,13 +239,15 @@ func fuzzTx(t *testing.T, w *world, from uint32, frame []byte) {
 	switch {
 	case r.ret == actRedir && r.is(tx) && (group && r.copied() || r.alone() || len(r.others) == 0):
 	case r.ret == actDrop && r.is(overMTU, malformed, modes) && len(r.others) == 0:
+	case r.ret == actDrop && r.is(tagDrop) && len(r.others) == 0 && w.tagsOf(from) != 0 && hasTag(frame):
 	case r.ret == actDrop && r.is(noRoute) && len(r.others) == 0 && !group && w.subs[from].Mode == bpf.XvlanSubModeMODE_L3:
 	case r.ret == actNext && r.is(tx) && len(r.others) == 0 && !group && w.isL3S(from):
 	default:
 		t.Errorf("tx from %d returned %d and counted %v %v", from, int32(r.ret), r.own, r.others)
 	}
 	want := readdress(w, &r, frame)
-	if w.subs[from].Kind == bpf.XvlanSubKindKIND_IPVLAN && !r.is(overMTU) {
+	want = retagged(w, &r, want)
+	if w.subs[from].Kind == bpf.XvlanSubKindKIND_IPVLAN && !r.is(overMTU, tagDrop) {
 		want = rewritten(t, want, r.out)
 		if w.subs[from].Mode == bpf.XvlanSubModeMODE_L3 && r.is(tx) && len(r.others) == 0 && mac(r.out) == parentMAC {
 			want = set(want, 0, parentMAC[:]...) // for the host

@@ -12,8 +12,8 @@ import (
 )
 
 // receivers are the usual sub-interfaces that get group-addressed frames: all
-// whose record is active, whatever their keys.
-var receivers = []uint32{macAway, macHere, macGiven, macVLAN, ipAway, ipHere, ipVLAN, stale}
+// without a VLAN whose record is active, whatever their keys.
+var receivers = []uint32{macAway, macHere, macGiven, ipAway, ipHere, stale}
 
 // copies is a copy for each receiver but one, and a first hit.
 func copies(except uint32, first hit) []hit {
@@ -30,6 +30,13 @@ func flooded(name string, frame []byte) frameCase {
 	return frameCase{name: name, frame: frame, ret: actNext, hits: copies(0, hit{id: 0, verdict: passed})}
 }
 
+// floodedVLAN is flooded for a frame in VLAN 10.
+func floodedVLAN(name string, frame []byte) frameCase {
+	c := untagged(left(name, frame))
+	c.hits = append(c.hits, hit{id: macVLAN, verdict: rx}, hit{id: ipVLAN, verdict: rx})
+	return c
+}
+
 func rxGroup() []frameCase {
 	broadcast := udp(broadcastMAC, routerMAC, ip4Of(255), routerIP4, 18)
 	announce := whoHas(routerMAC, routerIP4, routerIP4)
@@ -39,8 +46,11 @@ func rxGroup() []frameCase {
 		gopacket.Payload(solicit(routerMAC, routerIP6, ip6Of(ipAway))[54:]))
 	return []frameCase{
 		flooded("broadcast", broadcast),
-		flooded("broadcast, tagged", tagged(broadcast, 0x8100, 10)),
+		flooded("broadcast, tagged", tagged(broadcast, 0x8100, 20)),
 		flooded("broadcast, QinQ", tagged(broadcast, 0x88a8, 10, 0x8100, 20)),
+		flooded("broadcast, priority tag", tagged(broadcast, 0x8100, 0xe000)),
+		floodedVLAN("broadcast in a VLAN", tagged(broadcast, 0x8100, 10)),
+		floodedVLAN("multicast in a VLAN", tagged(udp(multicastMAC, routerMAC, allNodes, routerIP6, 18), 0x8100, 10)),
 		flooded("multicast", udp(multicastMAC, routerMAC, allNodes, routerIP6, 18)),
 		flooded("LLC", set(broadcast, 12, 0, 46)),
 		flooded("header alone", set(broadcast, 12, 0x88, 0xb5)[:14]),
@@ -60,8 +70,10 @@ func rxGroup() []frameCase {
 			udp(broadcastMAC, macOf(pending), ip4Of(255), routerIP4, 18)),
 		left("parent's MAC as source", whoHas(parentMAC, ip4Of(taught), routerIP4)),
 		left("sub-interface's MAC as source", whoHas(macOf(macAway), ip4Of(taught), routerIP4)),
-		left("sub-interface's MAC as source, in its VLAN",
-			tagged(whoHas(macOf(macVLAN), ip4Of(taught), routerIP4), 0x8100, 10)),
+		untagged(left("sub-interface's MAC as source, in its VLAN",
+			tagged(whoHas(macOf(macVLAN), ip4Of(taught), routerIP4), 0x8100, 10))),
+		floodedVLAN("MAC of one without a VLAN as source, in a VLAN",
+			tagged(whoHas(macOf(macAway), ip4Of(taught), routerIP4), 0x8100, 10)),
 	}
 }
 
@@ -75,14 +87,16 @@ func rxAsked() []frameCase {
 		delivered("ARP, IP-keyed, here", ipHere, ask4(ipHere)),
 		delivered("ARP, MAC-keyed", macGiven, ask4(macGiven)),
 		delivered("ARP, padded", ipAway, padded(given4, 60)),
-		delivered("ARP in the VLAN", ipVLAN, tagged(ask4(ipVLAN), 0x8100, 10)),
+		untagged(delivered("ARP in the VLAN", ipVLAN, tagged(ask4(ipVLAN), 0x8100, 10))),
 		delivered("ARP probe", ipAway, whoHas(routerMAC, anyIP4, ip4Of(ipAway))),
 		delivered("NS, IP-keyed", ipAway, given6),
 		delivered("NS, IP-keyed, here", ipHere, ask6(ipHere)),
 		delivered("NS, MAC-keyed", macGiven, ask6(macGiven)),
-		delivered("NS in the VLAN", ipVLAN, tagged(ask6(ipVLAN), 0x8100, 10)),
+		untagged(delivered("NS in the VLAN", ipVLAN, tagged(ask6(ipVLAN), 0x8100, 10))),
 		delivered("NS, address detection", ipAway, solicit(routerMAC, anyIP6, ip6Of(ipAway))),
 		flooded("ARP for a VLAN's, untagged", ask4(ipVLAN)),
+		flooded("ARP in a VLAN nobody has", tagged(given4, 0x8100, 20)),
+		floodedVLAN("ARP for one without a VLAN, in a VLAN", tagged(given4, 0x8100, 10)),
 		flooded("ARP for nobody's", ask4(99)),
 		flooded("ARP for a learned address", ask4(taught)),
 		flooded("ARP for a reserved address", ask4(reserved)),
@@ -123,8 +137,10 @@ func rxClaims() []frameCase {
 		gone(delivered("ARP request to a given address from a learned one", ipHere,
 			whoHas(routerMAC, ip4Of(taught), ip4Of(ipHere))), arpGone),
 		gone(flooded("advertisement of a learned address", advertise(routerMAC, ip6Of(taught))), ndGone),
-		flooded("ARP announcement in a VLAN", tagged(whoHas(routerMAC, ip4Of(taught), ip4Of(taught)), 0x8100, 10)),
-		flooded("advertisement in a VLAN", tagged(advertise(routerMAC, ip6Of(taught)), 0x8100, 10)),
+		floodedVLAN("ARP announcement in a VLAN", tagged(whoHas(routerMAC, ip4Of(taught), ip4Of(taught)), 0x8100, 10)),
+		floodedVLAN("advertisement in a VLAN", tagged(advertise(routerMAC, ip6Of(taught)), 0x8100, 10)),
+		flooded("ARP announcement in a VLAN nobody has", tagged(whoHas(routerMAC, ip4Of(taught), ip4Of(taught)), 0x8100, 20)),
+		flooded("advertisement in a VLAN nobody has", tagged(advertise(routerMAC, ip6Of(taught)), 0x8100, 20)),
 		flooded("solicitation from a learned address", solicit(routerMAC, ip6Of(taught), ip6Of(99))),
 		flooded("ARP, wrong lengths", set(whoHas(routerMAC, ip4Of(taught), ip4Of(taught)), 18, 8)),
 		flooded("advertisement behind another header", set(advertise(routerMAC, ip6Of(taught)), 20, 17)),

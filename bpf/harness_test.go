@@ -45,6 +45,11 @@ const (
 
 const generation = 7
 
+const (
+	noVLAN = 0xffffffff // VLAN_NONE
+	trunk  = bpf.XvlanSubFlagSUB_TRUNK
+)
+
 // A world is a parent with its maps, its programs and its sub-interfaces.
 // Programs run in the namespace host, where the parent and the host legs are.
 type world struct {
@@ -59,6 +64,7 @@ type world struct {
 	guards map[uint32]bpf.XvlanGuard
 	dests  []entry // what stands in by_ip4 and by_ip6 at first
 
+	trunks  map[uint32][]uint32      // VLANs of those that are trunks, but for their untagged frames'
 	rings   map[uint32]bpf.XvlanRing // what they have learned, and asked, at first
 	sources map[uint32][]mac         // lists of those in source mode
 	outside []uint32                 // those that get nothing group-addressed
@@ -156,7 +162,7 @@ func ipvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
 
 // plain flags a record that the short way is for, as package maps does.
 func plain(sub bpf.XvlanSub) bpf.XvlanSub {
-	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Vlan == 0 &&
+	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Vlan == 0 && sub.Flags&trunk == 0 &&
 		sub.Class&(bpf.XvlanSubClassCLASS_BRIDGE|bpf.XvlanSubClassCLASS_VEPA) != 0 {
 		if sub.Kind == bpf.XvlanSubKindKIND_MACVLAN {
 			sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN
@@ -243,9 +249,10 @@ func (w *world) genOf(id uint32) uint32 {
 // enter makes the maps what the world says and forgets everything else.
 func (w *world) enter(tb testing.TB) {
 	tb.Helper()
-	for _, name := range []string{bpf.XvlanMapByMac, bpf.XvlanMapByIp4, bpf.XvlanMapByIp6, bpf.XvlanMapByLeg, bpf.XvlanMapBySrc} {
+	for _, name := range []string{bpf.XvlanMapByMac, bpf.XvlanMapByIp4, bpf.XvlanMapByIp6, bpf.XvlanMapByLeg, bpf.XvlanMapBySrc, bpf.XvlanMapVlans, bpf.XvlanMapTrunks} {
 		w.clear(tb, name)
 	}
+	w.enterVLANs(tb)
 	w.set(tb, bpf.MapMeta, 0, w.meta)
 	members := make([]uint64, w.meta.Capacity/64+1)
 	for id := range w.meta.Capacity + 1 {
@@ -263,6 +270,9 @@ func (w *world) enter(tb testing.TB) {
 		w.put(tb, bpf.XvlanMapByLeg, sub.Leg, dest)
 		if sub.Kind == bpf.XvlanSubKindKIND_MACVLAN || sub.State != bpf.XvlanSubStateSUB_ACTIVE || id == stale {
 			w.put(tb, bpf.XvlanMapByMac, bpf.XvlanMacKey{Vlan: sub.Vlan, Mac: sub.Mac}, dest)
+			if sub.Flags&trunk != 0 {
+				w.put(tb, bpf.XvlanMapByMac, bpf.XvlanMacKey{Vlan: noVLAN, Mac: sub.Mac}, dest)
+			}
 		}
 		if sub.State != bpf.XvlanSubStateSUB_FREE && !slices.Contains(w.outside, id) {
 			members[id/64] |= 1 << (id % 64)
@@ -284,6 +294,31 @@ func (w *world) enter(tb testing.TB) {
 	w.clearStats(tb)
 }
 
+// enterVLANs enters which VLANs are the sub-interfaces'.
+func (w *world) enterVLANs(tb testing.TB) {
+	tb.Helper()
+	w.meta.Vlans, w.meta.Trunks = 0, uint32(len(w.trunks))
+	for id, sub := range w.subs {
+		list := w.trunks[id]
+		if sub.Vlan != 0 && sub.Vlan != noVLAN {
+			list = append(slices.Clone(list), sub.Vlan)
+		}
+		for _, vlan := range list {
+			w.put(tb, bpf.XvlanMapVlans, vlan, uint32(0))
+		}
+		if list != nil {
+			w.meta.Vlans++
+		}
+	}
+	for id, list := range w.trunks {
+		var set bpf.XvlanTrunk
+		for _, vlan := range list {
+			set.Vlans[vlan/64] |= 1 << (vlan % 64)
+		}
+		w.put(tb, bpf.XvlanMapTrunks, id, set)
+	}
+}
+
 // slots lets the sub-interfaces' MACs and legs fall into their slots. Those
 // whose keys are not their own are only to be found by hash.
 func (w *world) slots(tb testing.TB) {
@@ -303,6 +338,17 @@ func (w *world) slots(tb testing.TB) {
 	}
 	w.set(tb, bpf.MapMACSlots, 0, macs)
 	w.set(tb, bpf.MapLegSlots, 0, legs)
+}
+
+// isSlotTaken reports whether somebody's MAC falls into a MAC's slot.
+func (w *world) isSlotTaken(m mac) bool {
+	slot := func(m mac) uint32 { return bpf.MACSlot(m[:], w.slotCount()) }
+	for _, sub := range w.subs {
+		if slot(sub.Mac) == slot(m) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) slotCount() uint32 { return w.coll.Maps[bpf.MapMACSlots].ValueSize() / 4 }

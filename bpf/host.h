@@ -17,7 +17,7 @@
 
 static __always_inline bool has_host(const struct frame *f, const struct sub *sub)
 {
-	return sub->flags & SUB_HOST && !f->vlan;
+	return sub->flags & SUB_HOST && !f->vlan && !is_foreign(f);
 }
 
 /* Whether what is for the parent's MAC, and for none of those who share it, goes to
@@ -25,7 +25,8 @@ static __always_inline bool has_host(const struct frame *f, const struct sub *su
  * would bring back. */
 static __always_inline bool meets_host(const struct frame *f, const struct sub *from)
 {
-	return has_host(f, from) || (from->kind == KIND_IPVLAN && from->class != CLASS_VEPA);
+	return has_host(f, from) ||
+	       (from->kind == KIND_IPVLAN && from->class != CLASS_VEPA && !f->vlan);
 }
 
 /* Gives the host a copy of what a sub-interface sends to a group. It is counted where
@@ -150,7 +151,7 @@ static __always_inline int host_group(struct frame *f, struct size size)
 	struct sub *sub = asked(f, &id);
 
 	if (sub && has_host(f, sub))
-		return deliver_group(f->skb, sub, id, size);
+		return deliver_group(f, sub, id, size);
 	copy_to(f, CLASS_BRIDGE | CLASS_PRIVATE | ONLY_HOST, 0, size);
 	return TC_ACT_UNSPEC;
 }
@@ -167,7 +168,7 @@ static __noinline int host_whole(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
 	count(skb, 0, VERDICT_TX, size);
-	if (f.vlan || is_pause(&f))
+	if (is_foreign(&f) || is_pause(&f))
 		return TC_ACT_UNSPEC;
 	if (asked_routed(&f, &id))
 		return f.proto_be == bpf_htons(ETH_P_ARP) ? answer_arp(&f) : answer_nd(&f);
@@ -176,7 +177,7 @@ static __noinline int host_whole(struct __sk_buff *skb)
 	sub = lookup(&f, &id, &unknown);
 	if (!sub || !has_host(&f, sub))
 		return TC_ACT_UNSPEC;
-	return deliver(skb, sub, id, size, FROM_HOST);
+	return deliver(&f, sub, id, size, FROM_HOST);
 }
 
 #endif

@@ -37,9 +37,9 @@ func learnIP4() []frameCase {
 			return arp(layers.ARPReply, routerMAC, m, mine, routerMAC, routerIP4)
 		}, sent), mine),
 		learns(masked("announcement", me, func(m mac) []byte { return whoHas(m, mine, mine) }, shouted), mine),
-		learns(masked("in the VLAN", ipVLAN, func(m mac) []byte {
-			return tagged(whoHas(m, mine, routerIP4), 0x8100, 10)
-		}, shouted), mine),
+		inVLAN(learns(masked("in the VLAN", ipVLAN, func(m mac) []byte {
+			return whoHas(m, mine, routerIP4)
+		}, to(macVLAN)), mine)),
 		claim("own given address", ip4Of(me)),
 		duplicate(claim("another's given address", ip4Of(ipAway))),
 		duplicate(claim("a MAC-keyed one's given address", ip4Of(macGiven))),
@@ -80,9 +80,9 @@ func learnIP6() []frameCase {
 		learns(masked("solicitation", me, ask(mine), shouted), mine),
 		learns(claim("advertisement", mine), mine),
 		learns(masked("advertisement from another source: the target", me, answer, sent), mine),
-		learns(masked("in the VLAN", ipVLAN, func(m mac) []byte {
-			return tagged(solicit(m, mine, routerIP6, sourceLL(m)), 0x8100, 10)
-		}, shouted), mine),
+		inVLAN(learns(masked("in the VLAN", ipVLAN, func(m mac) []byte {
+			return solicit(m, mine, routerIP6, sourceLL(m))
+		}, to(macVLAN)), mine)),
 		masked("address detection", me, func(m mac) []byte { return solicit(m, anyIP6, mine) }, shouted),
 		masked("router solicitation", me, routerQuestion, shouted),
 		masked("datagram", me, func(m mac) []byte { return udp(routerMAC, m, routerIP6, mine, 18) }, sent),

@@ -152,6 +152,8 @@ static __always_inline void yield(void *map, const void *key, __u32 *version)
  * only learned to have: the claim ends, and the next ARP or ND decides anew. */
 static __always_inline void yield_to_wire(struct frame *f)
 {
+	if (is_foreign(f))
+		return;
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct ip4_key key = {.vlan = f->vlan};
 		struct arp *arp = at(f, f->l3, sizeof(*arp));

@@ -122,7 +122,7 @@ static __noinline int tx_routed(struct __sk_buff *skb, struct sub *from, __u32 m
 		return drop(skb, me, VERDICT_DROP_MODE, size);
 	if (sub && sub->class == CLASS_BRIDGE) {
 		count(skb, me, VERDICT_TX, size);
-		return deliver(skb, sub, id, size, way_of(from));
+		return deliver(&f, sub, id, size, way_of(from));
 	}
 	if (from->mode == MODE_L3)
 		return tx_by_route(&f, from, me, who, &to, size);

@@ -33,6 +33,7 @@ const (
 	overMTU   = bpf.XvlanVerdictVERDICT_DROP_MTU
 	returned  = bpf.XvlanVerdictVERDICT_DROP_RETURNED
 	modes     = bpf.XvlanVerdictVERDICT_DROP_MODE
+	tagDrop   = bpf.XvlanVerdictVERDICT_DROP_TAG
 	inactive  = bpf.XvlanVerdictVERDICT_DROP_INACTIVE
 	learnDup  = bpf.XvlanVerdictVERDICT_LEARN_DUP
 )
@@ -138,6 +139,7 @@ type frameCase struct {
 	from  uint32 // xvlan_tx: whose leg the frame comes from
 	frame []byte
 	gso   uint32 // payload of a segment, of super-packets
+	tags  int    // bytes of tags that the wire carries besides
 	ret   uint32
 	hits  []hit   // by id and verdict; one without figures stands for this frame
 	out   []byte  // the frame afterwards, nil for unchanged
@@ -170,7 +172,7 @@ func (c *frameCase) checkOnce(t *testing.T, w *world, prog string) {
 		if ret != c.ret {
 			tb.Errorf("returned %d, want %d", int32(ret), int32(c.ret))
 		}
-		wantHits(tb, w, len(c.frame), c.hits...)
+		wantHits(tb, w, len(c.frame)+c.tags, c.hits...)
 		want := c.out
 		if want == nil {
 			want = c.frame

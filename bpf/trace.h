@@ -33,6 +33,8 @@ enum step_kind {
 	STEP_ROUTE,    /* a route was looked up; value: what bpf_fib_lookup returned */
 	STEP_ASKER,    /* whose DHCP client a reply is for by chaddr; value: type of message */
 	STEP_GUARD,    /* what follows looks whether id may send it */
+	STEP_CLAIMED,  /* the frame is in the VLAN value, which somebody has claimed */
+	STEP_FIT,      /* the tags of the VLAN value are put on; 0: they are taken off */
 	STEP_MAX,
 };
 

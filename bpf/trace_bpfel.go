@@ -46,7 +46,9 @@ const (
 	TraceStepKindSTEP_ROUTE       TraceStepKind = 21
 	TraceStepKindSTEP_ASKER       TraceStepKind = 22
 	TraceStepKindSTEP_GUARD       TraceStepKind = 23
-	TraceStepKindSTEP_MAX         TraceStepKind = 24
+	TraceStepKindSTEP_CLAIMED     TraceStepKind = 24
+	TraceStepKindSTEP_FIT         TraceStepKind = 25
+	TraceStepKindSTEP_MAX         TraceStepKind = 26
 )
 
 type TraceSteps struct {

@@ -60,7 +60,10 @@ func txIP() []frameCase {
 		masked("own address", me, send(parentMAC, me), to(me)),
 		masked("host", me, send(parentMAC, reserved), sent),
 		masked("MAC-keyed sibling", me, send(macOf(macAway), 99), to(macAway)),
-		masked("MAC-keyed sibling in its VLAN", me, tag(send(macOf(macVLAN), 99), 0x8100, 10), to(macVLAN)),
+		masked("tagged for a VLAN", me, tag(send(macOf(macVLAN), 99), 0x8100, 10), sent),
+		inVLAN(masked("in a VLAN", ipVLAN, func(m mac) []byte { return udp(routerMAC, m, routerIP4, ip4Of(ipVLAN), 18) }, sent)),
+		inVLAN(masked("to a sibling in its VLAN", ipVLAN, func(m mac) []byte { return udp(macOf(macVLAN), m, ip4Of(99), ip4Of(ipVLAN), 18) }, to(macVLAN))),
+		inVLAN(masked("in a VLAN to the parent's MAC", ipVLAN, func(m mac) []byte { return udp(parentMAC, m, ip4Of(reserved), ip4Of(ipVLAN), 18) }, sent)),
 		here,
 		masked("sibling away", ipHere, func(m mac) []byte { return udp(parentMAC, m, ip6Of(ipAway), ip6Of(ipHere), 18) }, to(ipAway)),
 		masked("broadcast", me, send(broadcastMAC, 255), shouted),
@@ -79,9 +82,8 @@ func txARP() []frameCase {
 		masked("request, padded", me, func(m mac) []byte { return padded(ask(99)(m), 60) }, shouted),
 		masked("request for a given address", me, ask(macGiven), to(macGiven)),
 		masked("request for a given address, by the leg", me, ask(ipHere), to(ipHere)),
-		masked("request, tagged", ipVLAN, func(m mac) []byte {
-			return tagged(whoHas(m, ip4Of(ipVLAN), ip4Of(99)), 0x8100, 10)
-		}, shouted),
+		refused("request, tagged", ipVLAN, tagDrop, tagged(whoHas(macOf(ipVLAN), ip4Of(ipVLAN), ip4Of(99)), 0x8100, 10)),
+		inVLAN(masked("request in a VLAN", ipVLAN, func(m mac) []byte { return whoHas(m, ip4Of(ipVLAN), ip4Of(99)) }, to(macVLAN))),
 		masked("reply", me, func(m mac) []byte {
 			return arp(layers.ARPReply, routerMAC, m, ip4Of(me), routerMAC, routerIP4)
 		}, sent),
@@ -124,9 +126,9 @@ func txND() []frameCase {
 		masked("solicitation of a given address", me, func(m mac) []byte {
 			return solicit(m, ip6Of(me), ip6Of(macGiven), sourceLL(m))
 		}, to(macGiven)),
-		masked("solicitation, tagged", ipVLAN, func(m mac) []byte {
-			return tagged(solicit(m, ip6Of(ipVLAN), routerIP6, sourceLL(m)), 0x8100, 10)
-		}, shouted),
+		inVLAN(masked("solicitation in a VLAN", ipVLAN, func(m mac) []byte {
+			return solicit(m, ip6Of(ipVLAN), routerIP6, sourceLL(m))
+		}, to(macVLAN))),
 		masked("solicitation, unicast", me, unicast(layers.ICMPv6TypeNeighborSolicitation, func(m mac) gopacket.SerializableLayer {
 			return solicitBody(routerIP6, sourceLL(m))
 		}), sent),

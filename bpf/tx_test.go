@@ -21,6 +21,12 @@ func handed(name string, from, to uint32, frame []byte) frameCase {
 	return c
 }
 
+// inVLAN is for what gets a tag where it is sent.
+func inVLAN(c frameCase) frameCase {
+	c.tags = 4
+	return c
+}
+
 func shouted(name string, from uint32, frame []byte) frameCase {
 	return frameCase{name: name, from: from, frame: frame, ret: actRedir, hits: copies(from, hit{id: from, verdict: tx})}
 }
@@ -47,7 +53,7 @@ func txMAC() []frameCase {
 		handed("own MAC", me, me, send(macOf(me), 99)),
 		handed("sibling", me, macHere, send(macOf(macHere), 99)),
 		handed("sibling, tagged", me, macHere, tagged(send(macOf(macHere), 99), 0x8100, 20)),
-		handed("sibling in its VLAN", me, macVLAN, tagged(toVLAN, 0x8100, 10)),
+		sent("tagged sibling in its VLAN", me, tagged(toVLAN, 0x8100, 10)),
 		sent("sibling, not in its VLAN", me, toVLAN),
 		sent("record pending", me, send(macOf(pending), 99)),
 		sent("record of a later generation", me, send(macOf(stale), 99)),
@@ -62,9 +68,20 @@ func txMAC() []frameCase {
 		sent("MAC-keyed sibling by its given address", me, send(parentMAC, macGiven)),
 		sent("ARP cut", me, cut),
 		shouted("broadcast", me, send(broadcastMAC, 255)),
-		shouted("broadcast, tagged", me, tagged(send(broadcastMAC, 255), 0x8100, 10)),
+		shouted("broadcast, tagged", me, tagged(send(broadcastMAC, 255), 0x8100, 20)),
+		sent("broadcast, tagged for a VLAN", me, tagged(send(broadcastMAC, 255), 0x8100, 10)),
 		shouted("multicast", me, udp(multicastMAC, macOf(me), allNodes, ip6Of(me), 18)),
-		shouted("from a VLAN", macVLAN, tagged(send(broadcastMAC, 255), 0x8100, 10)),
+		inVLAN(sent("from a VLAN", macVLAN, send(routerMAC, 99))),
+		inVLAN(sent("from a VLAN to one without", macVLAN, send(macOf(macAway), 99))),
+		untagged(sent("from a VLAN with a priority tag", macVLAN, tagged(send(routerMAC, 99), 0x8100, 0xe000))),
+		inVLAN(handed("from a VLAN to a sibling", macVLAN, ipVLAN, send(parentMAC, ipVLAN))),
+		inVLAN(sent("from a VLAN to one without, by IP", macVLAN, send(parentMAC, ipAway))),
+		inVLAN(frameCase{name: "broadcast in a VLAN", from: macVLAN, frame: send(broadcastMAC, 255), ret: actRedir,
+			hits: []hit{{id: macVLAN, verdict: tx}, {id: ipVLAN, verdict: rx}}}),
+		refused("tagged from a VLAN", macVLAN, tagDrop, tagged(send(broadcastMAC, 255), 0x8100, 10)),
+		refused("tagged with another from a VLAN", macVLAN, tagDrop, tagged(send(routerMAC, 99), 0x8100, 20)),
+		refused("QinQ from a VLAN", macVLAN, tagDrop, tagged(send(routerMAC, 99), 0x88a8, 10, 0x8100, 20)),
+		refused("a tag behind a priority tag from a VLAN", macVLAN, tagDrop, tagged(send(routerMAC, 99), 0x8100, 0, 0x8100, 20)),
 		shouted("from an inner leg that is here", macHere, send(broadcastMAC, 255)),
 	}
 }
@@ -80,7 +97,9 @@ func txAsked() []frameCase {
 		handed("ARP, here", me, ipHere, ask4(ipHere)),
 		handed("ARP of a MAC-keyed one", macAway, macGiven, whoHas(macOf(macAway), ip4Of(2), ip4Of(macGiven))),
 		handed("NS", me, ipAway, ask6(ipAway)),
-		handed("NS in the VLAN", me, ipVLAN, tagged(ask6(ipVLAN), 0x8100, 10)),
+		sent("NS tagged for the VLAN", me, tagged(ask6(ipVLAN), 0x8100, 10)),
+		inVLAN(handed("ARP in the VLAN", macVLAN, ipVLAN, whoHas(macOf(macVLAN), ip4Of(macVLAN), ip4Of(ipVLAN)))),
+		inVLAN(handed("NS in the VLAN", macVLAN, ipVLAN, solicit(macOf(macVLAN), ip6Of(macVLAN), ip6Of(ipVLAN), sourceLL(macOf(macVLAN))))),
 		shouted("ARP for the router", me, ask4(254)),
 		shouted("NS for the router", me, solicit(macOf(me), ip6Of(me), routerIP6, sourceLL(macOf(me)))),
 		shouted("ARP for a learned address", me, ask4(taught)),

@@ -60,7 +60,8 @@ type sight struct {
 }
 
 // wantSeen compares what was seen with a case's hits: each counted once, a
-// super-packet as one frame, and what was learned.
+// super-packet as one frame, and what was learned. Receivers are seen to get what
+// becomes of the frame.
 func wantSeen(tb testing.TB, rd *watch.Reader, watched bool, c *frameCase) {
 	tb.Helper()
 	var want, got []sight
@@ -68,8 +69,12 @@ func wantSeen(tb testing.TB, rd *watch.Reader, watched bool, c *frameCase) {
 		if c.gso != 0 {
 			h.packets = 1
 		}
+		size := len(c.frame)
+		if c.out != nil && h.verdict == rx {
+			size = len(c.out)
+		}
 		for range h.packets {
-			want = append(want, sight{maps.ID(h.id), maps.Verdict(h.verdict), len(c.frame)})
+			want = append(want, sight{maps.ID(h.id), maps.Verdict(h.verdict), size})
 		}
 	}
 	for _, e := range c.news {

@@ -6,6 +6,7 @@
  * stand below in this order:
  *
  *   parse    Ethernet header and outer VLAN tag
+ *   vlan     which VLAN that is, if anybody is in it; tags taken off and put on
  *   key      what the frame is looked up by: a MAC, or an IP behind the parent's MAC
  *   look up  key -> id -> sub-interface, if its record is active and of that generation
  *   count    exactly one verdict a frame, and one more for each copy delivered
@@ -67,10 +68,18 @@ struct frame {
 	struct __sk_buff *skb; /* NULL under XDP */
 	void *data;
 	void *end;
-	__u32 l3;	/* offset of the network header */
-	__u32 vlan;	/* ID of the outer tag, 0 for none or a priority tag */
+	__u32 vlan;	/* that it is in: see vlan.h */
+	__u32 tci;	/* of the outer tag, 0 for none; in a VLAN: of the 802.1Q tag, and above
+			   it by 16 bits of the service tag */
+	__u16 l3;	/* offset of the network header */
 	__u16 tpid_be;	/* EtherType of the outer tag, 0 for none */
 	__u16 proto_be; /* EtherType behind the outer tag */
+};
+
+/* What a frame counts for: what the wire carries of it. */
+struct size {
+	__u64 packets;
+	__u64 bytes;
 };
 
 static __always_inline void reload(struct frame *f)
@@ -98,7 +107,7 @@ static __always_inline bool is_vlan(__u16 proto_be)
 	return proto_be == bpf_htons(ETH_P_8021Q) || proto_be == bpf_htons(ETH_P_8021AD);
 }
 
-/* Fills l3, vlan and proto from the frame itself. */
+/* Fills l3, tag and proto from the frame itself. */
 static __always_inline bool parse(struct frame *f)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
@@ -107,7 +116,7 @@ static __always_inline bool parse(struct frame *f)
 	if (!eth)
 		return false;
 	f->l3 = sizeof(*eth);
-	f->vlan = f->tpid_be = 0;
+	f->vlan = f->tci = f->tpid_be = 0;
 	f->proto_be = eth->h_proto;
 	if (!is_vlan(f->proto_be))
 		return true;
@@ -115,7 +124,7 @@ static __always_inline bool parse(struct frame *f)
 	if (!tag)
 		return true;
 	f->tpid_be = f->proto_be;
-	f->vlan = bpf_ntohs(tag[0]) & 0xfff;
+	f->tci = bpf_ntohs(tag[0]);
 	f->proto_be = tag[1];
 	f->l3 += 2 * sizeof(*tag);
 	return true;
@@ -134,11 +143,14 @@ static __always_inline bool parse_skb(struct __sk_buff *skb, struct frame *f)
 	if (!eth)
 		return false;
 	f->l3 = sizeof(*eth);
-	f->vlan = skb->vlan_tci & 0xfff;
+	f->vlan = 0;
+	f->tci = skb->vlan_tci;
 	f->tpid_be = skb->vlan_proto;
 	f->proto_be = eth->h_proto;
 	return true;
 }
+
+#include "vlan.h" /* claim, enter, is_in, fit */
 
 static __always_inline bool is_group(const struct frame *f)
 {
@@ -207,6 +219,7 @@ static __always_inline struct sub *sub_by_leg(__u32 leg, __u32 *id)
 	return sub->leg == leg && sub->state != SUB_FREE ? sub : NULL;
 }
 
+/* In a VLAN it may be a trunk's, which knows whether it is. */
 static __always_inline struct dest *dest_by_mac(__u32 vlan, const void *mac)
 {
 	struct mac_key key = {.vlan = vlan};
@@ -214,8 +227,8 @@ static __always_inline struct dest *dest_by_mac(__u32 vlan, const void *mac)
 
 	__builtin_memcpy(key.mac, mac, ETH_ALEN);
 	d = bpf_map_lookup_elem(&by_mac, &key);
-	if (!d && vlan) {
-		key.vlan = 0;
+	if (!d && vlan && meta.trunks) {
+		key.vlan = VLAN_NONE;
 		d = bpf_map_lookup_elem(&by_mac, &key);
 	}
 	return noted(STEP_MAC, d);
@@ -229,9 +242,7 @@ static __always_inline __u32 mac_slot(const void *mac)
 	return *ELEMENT(mac_slots, hash >> slot_shift);
 }
 
-/* A sub-interface without a VLAN of its own takes its MAC under any tag, as a
- * kernel macvlan does. */
-static __always_inline struct sub *sub_by_mac(__u32 vlan, const void *mac, __u32 *id)
+static __always_inline struct sub *sub_by_mac(const struct frame *f, const void *mac, __u32 *id)
 {
 	__u32 found = mac_slot(mac);
 	struct sub *sub;
@@ -240,12 +251,14 @@ static __always_inline struct sub *sub_by_mac(__u32 vlan, const void *mac, __u32
 	note(STEP_MAC_SLOT, found & ~SLOT_SHARED, found);
 	if (!found)
 		return NULL;
-	if (found == SLOT_SHARED)
-		return owner(dest_by_mac(vlan, mac), id);
+	if (found == SLOT_SHARED) {
+		sub = owner(dest_by_mac(f->vlan, mac), id);
+		return sub && is_in(f, sub, *id) ? sub : NULL;
+	}
 	*id = found;
 	sub = sub_by_id(*id);
-	there = sub->kind == KIND_MACVLAN && mac_eq(sub->mac, mac) &&
-		(!sub->vlan || sub->vlan == vlan) && is_there(sub);
+	there = sub->kind == KIND_MACVLAN && mac_eq(sub->mac, mac) && is_in(f, sub, *id) &&
+		is_there(sub);
 	note(STEP_TAKEN, *id, there);
 	return there ? sub : NULL;
 }
@@ -276,35 +289,26 @@ static __always_inline bool is_arp_ip4(const struct arp *arp)
 
 enum end { DESTINATION, SENDER };
 
-/* The entry of the address at one end of a frame in a VLAN, by IP or by what
- * ARP says. */
-static __always_inline struct dest *dest_in(struct frame *f, __u32 vlan, enum end end)
+/* The entry of the address at one end of a frame, by IP or by what ARP says. */
+static __always_inline struct dest *dest_by_ip(struct frame *f, enum end end)
 {
 	if (f->proto_be == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
 
-		return ip ? dest_by_ip4(vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
+		return ip ? dest_by_ip4(f->vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
 	}
 	if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
 
-		return ip ? dest_by_ip6(vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
+		return ip ? dest_by_ip6(f->vlan, end == SENDER ? &ip->saddr : &ip->daddr) : NULL;
 	}
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct arp *arp = at(f, f->l3, sizeof(*arp));
 
 		if (arp && is_arp_ip4(arp))
-			return dest_by_ip4(vlan, end == SENDER ? arp->spa : arp->tpa);
+			return dest_by_ip4(f->vlan, end == SENDER ? arp->spa : arp->tpa);
 	}
 	return NULL;
-}
-
-/* An address without a VLAN of its own counts under any tag, as MACs do. */
-static __always_inline struct dest *dest_by_ip(struct frame *f, enum end end)
-{
-	struct dest *d = dest_in(f, f->vlan, end);
-
-	return d || !f->vlan ? d : dest_in(f, 0, end);
 }
 
 /* Whose that address is: NOBODY's, or what an entry says. A dry run leaves the
@@ -359,7 +363,7 @@ static __always_inline struct sub *lookup(struct frame *f, __u32 *id, bool *unkn
 	note(STEP_DESTINATION, 0, 0);
 	if (mac_eq(eth->h_dest, meta.mac))
 		return meta.ip_keyed ? ip_keyed(who_by_ip(f, DESTINATION), id) : NULL;
-	sub = sub_by_mac(f->vlan, eth->h_dest, id);
+	sub = sub_by_mac(f, eth->h_dest, id);
 	*unknown = !sub;
 	return sub;
 }
@@ -376,8 +380,8 @@ static __always_inline struct sub *returned(struct frame *f, __u32 *id)
 		return NULL;
 	note(STEP_SOURCE, 0, 0);
 	if (!mac_eq(eth->h_source, meta.mac))
-		return sub_by_mac(f->vlan, eth->h_source, id);
-	if (meta.passthru) {
+		return sub_by_mac(f, eth->h_source, id);
+	if (meta.passthru && !f->vlan) {
 		*id = meta.passthru;
 		sub = sub_by_id(*id);
 		return is_there(sub) ? sub : NULL;
@@ -421,6 +425,8 @@ static __always_inline struct dest *question(struct frame *f)
 {
 	struct nd *nd;
 
+	if (is_foreign(f))
+		return NULL;
 	note(STEP_QUESTION, 0, 0);
 	if (f->proto_be == bpf_htons(ETH_P_ARP)) {
 		struct arp *arp = at(f, f->l3, sizeof(*arp));
@@ -450,27 +456,31 @@ static __always_inline struct sub *asked(struct frame *f, __u32 *id)
 
 /* ---- count ---- */
 
-struct size {
-	__u64 packets;
-	__u64 bytes;
-};
-
 /* Length of the headers that every segment of a GSO packet repeats; of a
  * tunnel only the outer ones. */
 static __always_inline __u32 gso_headers(struct frame *f)
 {
 	__u32 l4 = f->l3;
+	__u16 proto_be = f->proto_be;
 	__u8 proto = 0;
 
-	if (f->proto_be == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = at(f, f->l3, sizeof(*ip));
+	if (is_vlan(proto_be)) {
+		__be16 *tag = at(f, l4, 2 * sizeof(*tag));
+
+		if (!tag)
+			return l4;
+		proto_be = tag[1];
+		l4 += 2 * sizeof(*tag);
+	}
+	if (proto_be == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = at(f, l4, sizeof(*ip));
 
 		if (!ip)
 			return l4;
 		proto = ip->protocol;
 		l4 += ip->ihl * 4;
-	} else if (f->proto_be == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
+	} else if (proto_be == bpf_htons(ETH_P_IPV6)) {
+		struct ipv6hdr *ip = at(f, l4, sizeof(*ip));
 
 		if (!ip)
 			return l4;
@@ -487,7 +497,6 @@ static __always_inline __u32 gso_headers(struct frame *f)
 	return proto == IPPROTO_UDP ? l4 + 8 : l4;
 }
 
-/* What a frame counts for: what the wire carries of it. */
 static __always_inline struct size size_of(struct frame *f)
 {
 	struct size size = {.packets = 1, .bytes = f->skb->len};
@@ -590,10 +599,15 @@ static __always_inline int to_peer(struct __sk_buff *skb, const struct sub *sub,
  * whatever its MAC, and passes the inner leg's driver and its XDP program by; by
  * the leg, the inner device compares, which is all that egress has. What comes from the wire for
  * one in mode l3s goes up: the host's stack forwards it to the leg. */
-static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub, __u32 id,
+static __always_inline int deliver(struct frame *f, const struct sub *sub, __u32 id,
 				   struct size size, enum way way)
 {
+	struct __sk_buff *skb = f->skb;
+	bool fits = fit_to(f, sub);
+
 	count(skb, id, VERDICT_RX, size);
+	if (!fits)
+		return TC_ACT_SHOT;
 	if (sub->place == PLACE_AWAY && way != FROM_HOST)
 		return to_peer(skb, sub, way);
 	if (sub->kind == KIND_IPVLAN) {
@@ -606,11 +620,19 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct sub *sub,
 
 /* A group-addressed frame to one sub-interface: by the leg, since a peer
  * redirect would make it PACKET_HOST. */
-static __always_inline int deliver_group(struct __sk_buff *skb, const struct sub *sub, __u32 id,
+static __always_inline int deliver_group(struct frame *f, const struct sub *sub, __u32 id,
 					 struct size size)
 {
-	count(skb, id, VERDICT_RX, size);
-	return bpf_redirect(sub->leg, 0);
+	bool fits = fit_to(f, sub);
+
+	count(f->skb, id, VERDICT_RX, size);
+	return fits ? bpf_redirect(sub->leg, 0) : TC_ACT_SHOT;
+}
+
+/* Out of the parent, in a VLAN with its tags. */
+static __always_inline int to_wire(struct frame *f)
+{
+	return fit(f, true) ? bpf_redirect(meta.ifindex, 0) : TC_ACT_SHOT;
 }
 
 #include "group.h" /* membership */
@@ -618,10 +640,11 @@ static __always_inline int deliver_group(struct __sk_buff *skb, const struct sub
 struct flood {
 	struct __sk_buff *skb;
 	struct size size;
-	__u64 left;    /* bits of the members' word in hand */
-	__u32 first;   /* id of that word's lowest bit */
-	__u32 except;  /* the sender's id, 0 for the wire */
-	__u32 classes; /* of enum sub_class: who gets a copy; and NOT_HOST or ONLY_HOST */
+	__u64 left;   /* bits of the members' word in hand */
+	__u32 first;  /* id of that word's lowest bit */
+	__u32 except; /* the sender's id, 0 for the wire */
+	__u32 vlan;
+	__u32 classes; /* of enum sub_class: who gets a copy; and what stands below */
 	__u16 pad;     /* aligns dst for mac_eq */
 	__u8 dst[6];
 	__u8 sender[6]; /* MAC, for CLASS_SOURCE */
@@ -633,6 +656,11 @@ struct flood {
 /* Beside classes: who has host access, or has not, is left out. */
 #define NOT_HOST  0x100
 #define ONLY_HOST 0x200
+
+/* The same: the frame has its VLAN's tags, so trunks alone get it; or one of nobody's
+ * VLANs, which no trunk gets. */
+#define TAGGED	0x400
+#define FOREIGN 0x800
 
 /* Whether a member is left out. Counts one whose groups are too many to look. */
 static __always_inline bool not_joined(const struct flood *f, const struct sub *sub, __u32 id)
@@ -682,6 +710,14 @@ static __always_inline bool listed(__u32 id, const __u8 *mac)
 	return found;
 }
 
+/* Whether a sub-interface is in a frame's VLAN and gets the form that it has now. */
+static __always_inline bool is_fit(const struct sub *sub, __u32 id, __u32 vlan, __u32 classes)
+{
+	if (classes & TAGGED)
+		return has_tag(sub, id, vlan);
+	return sub->vlan == vlan && !(classes & FOREIGN && sub->flags & SUB_TRUNK);
+}
+
 static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 {
 	struct sub *sub;
@@ -694,7 +730,8 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 	f->left &= f->left - 1;
 	sub = sub_by_id(id);
 	if (!is_there(sub) || id == f->except || !(sub->class & f->classes) ||
-	    f->classes & (sub->flags & SUB_HOST ? NOT_HOST : ONLY_HOST))
+	    f->classes & (sub->flags & SUB_HOST ? NOT_HOST : ONLY_HOST) ||
+	    !is_fit(sub, id, f->vlan, f->classes))
 		return 0;
 	if (sub->class == CLASS_SOURCE) {
 		if (!listed(id, f->sender))
@@ -727,12 +764,16 @@ static __always_inline bool is_broadcast(const __u8 *mac)
 }
 
 /* Sends a copy to every sub-interface of some classes but one, of multicast to
- * those only who have joined the group; the frame itself stays. For CLASS_SOURCE, non-zero says
- * that one wants nobody else to have it. A global function, which the verifier looks at once. */
-__noinline int flood(struct __sk_buff *skb, __u32 classes, __u32 except, __u64 packets, __u64 bytes)
+ * those only who have joined the group; the frame itself stays. Above `except` by 32 bits is
+ * the VLAN. For CLASS_SOURCE, non-zero says that one wants nobody else to have it. A global
+ * function, which the verifier looks at once. */
+__noinline int flood(struct __sk_buff *skb, __u32 classes, __u64 except, __u64 packets, __u64 bytes)
 {
-	struct flood f = {
-	    .skb = skb, .size = {packets, bytes}, .except = except, .classes = classes};
+	struct flood f = {.skb = skb,
+			  .size = {packets, bytes},
+			  .except = except,
+			  .vlan = except >> 32,
+			  .classes = classes};
 
 	if (bpf_skb_load_bytes(skb, 0, f.dst, ETH_ALEN) ||
 	    bpf_skb_load_bytes(skb, ETH_ALEN, f.sender, ETH_ALEN))
@@ -743,11 +784,29 @@ __noinline int flood(struct __sk_buff *skb, __u32 classes, __u32 except, __u64 p
 	return f.nodst;
 }
 
-/* The same for a frame that is looked at further. */
+/* The copies for those in a frame's VLAN who get it in one form. */
+static __always_inline void copy_form(struct frame *f, bool tagged, __u32 classes, __u32 except,
+				      struct size size)
+{
+	if ((tagged && !meta.trunks) || !fit(f, tagged))
+		return;
+	flood(f->skb, classes | (tagged ? TAGGED : 0), (__u64)f->vlan << 32 | except, size.packets,
+	      size.bytes);
+}
+
+/* The same as flood for a frame that is looked at further. In a VLAN it may have its
+ * other form then. */
 static __always_inline bool copy_to(struct frame *f, __u32 classes, __u32 except, struct size size)
 {
-	bool nodst = flood(f->skb, classes, except, size.packets, size.bytes);
+	bool tagged = is_tagged(f), nodst = false;
 
+	if (f->vlan) {
+		copy_form(f, tagged, classes, except, size);
+		copy_form(f, !tagged, classes, except, size);
+	} else {
+		nodst = flood(f->skb, classes | (is_foreign(f) ? FOREIGN : 0), except, size.packets,
+			      size.bytes);
+	}
 	reload(f);
 	return nodst;
 }
@@ -806,6 +865,8 @@ static __always_inline bool may_send(struct __sk_buff *skb, struct frame *f, con
 		lost = VERDICT_DROP_INACTIVE;
 	else if (over_mtu(f))
 		lost = meta.ifindex ? VERDICT_DROP_MTU : VERDICT_DROP_INACTIVE;
+	else if (!enter(f, from, me, size))
+		lost = VERDICT_DROP_TAG;
 	else if (from->kind == KIND_IPVLAN && !ip_keyed_out(f, from, me))
 		lost = VERDICT_DROP_MALFORMED;
 	else
@@ -884,7 +945,7 @@ static __always_inline int redirect_xdp(struct xdp_md *ctx, struct frame *f, con
 {
 	int action;
 
-	if (!(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) || f->data + ETH_ALEN > f->end)
+	if (!(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) || f->vlan || f->data + ETH_ALEN > f->end)
 		return XDP_PASS;
 	if (sub->kind == KIND_IPVLAN && is_bootp(f, BOOTP_SERVER, BOOTP_CLIENT))
 		return XDP_PASS; /* xvlan_rx looks at what it says */
@@ -896,6 +957,13 @@ static __always_inline int redirect_xdp(struct xdp_md *ctx, struct frame *f, con
 		__builtin_memcpy(f->data, sub->mac, ETH_ALEN);
 	count_xdp(ctx, id, VERDICT_RX, size);
 	return action;
+}
+
+/* Whether the frame's MAC may be somebody's in another VLAN than the one that is to be
+ * seen here: a card may have taken a tag off, of which XDP is not told. */
+static __always_inline bool may_have_lost_tag(const struct frame *f)
+{
+	return meta.vlans && f->data + ETH_ALEN <= f->end && mac_slot(f->data);
 }
 
 SEC("xdp.frags")
@@ -910,17 +978,18 @@ int xvlan_xdp(struct xdp_md *ctx)
 
 	if (!(drops || meta.ports) || meta.passthru || meta.sources || !parse(&f))
 		return XDP_PASS;
-	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.vlan)) {
-		note(STEP_VLAN, 0, f.vlan);
+	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.tci & VLAN_ID)) {
+		note(STEP_VLAN, 0, f.tci & VLAN_ID);
 		return XDP_PASS;
 	}
+	claim(&f);
 	eth = at(&f, 0, sizeof(*eth));
 	if (!eth || is_group(&f) || (!meta.ports && mac_eq(eth->h_dest, meta.mac)))
 		return XDP_PASS;
 	sub = lookup(&f, &id, &unknown);
 	if (sub) /* mostly, xvlan_rx delivers and counts it */
 		return sub->place == PLACE_XDP ? redirect_xdp(ctx, &f, sub, id, size) : XDP_PASS;
-	if (!unknown || !drops)
+	if (!unknown || !drops || may_have_lost_tag(&f))
 		return XDP_PASS;
 	count_xdp(ctx, 0, VERDICT_DROP_UNKNOWN, size);
 	return XDP_DROP;
@@ -983,7 +1052,7 @@ static __always_inline int rx_group(struct frame *f, struct size size)
 
 	if (from && !(from->class & (CLASS_BRIDGE | CLASS_VEPA)) && !is_routed(from))
 		return from->kind == KIND_IPVLAN ? pass_group(f, from, size)
-						 : deliver_group(f->skb, from, from_id, size);
+						 : deliver_group(f, from, from_id, size);
 	if (is_pause(f))
 		return pass(f->skb, size);
 	classes = receivers(f, from, &others);
@@ -991,12 +1060,14 @@ static __always_inline int rx_group(struct frame *f, struct size size)
 		yield_to_wire(f);
 		sub = asker(f, 0, &id);
 		if (sub)
-			return deliver_group(f->skb, sub, id, size);
+			return deliver_group(f, sub, id, size);
 	}
 	sub = asked(f, &id);
 	if (sub && sub->class & classes && id != from_id)
-		return deliver_group(f->skb, sub, id, size);
+		return deliver_group(f, sub, id, size);
 	copy_to(f, classes, from ? from_id : 0, size);
+	if (!fit(f, true))
+		return drop(f->skb, 0, VERDICT_DROP_FANOUT, size);
 	return pass_group(f, from, size);
 }
 
@@ -1026,32 +1097,33 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 		skb->mark = 0;
 		return pass(skb, size);
 	}
-	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.vlan)) {
-		note(STEP_VLAN, 0, f.vlan);
+	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.tci & VLAN_ID)) {
+		note(STEP_VLAN, 0, f.tci & VLAN_ID);
 		return pass(skb, size); /* it is the VLAN device's */
 	}
+	claim(&f);
 	/* Before anything else is looked up, as the kernel's driver has it. */
-	if (meta.sources && copy_to(&f, CLASS_SOURCE, 0, size))
+	if (meta.sources && !f.vlan && copy_to(&f, CLASS_SOURCE, 0, size))
 		return TC_ACT_SHOT;
 	if (is_group(&f))
 		return rx_group(&f, size);
 	sub = lookup(&f, &id, &unknown);
 	client = unknown ? NULL : asker(&f, sub ? id : 0, &client_id);
 	if (client)
-		return deliver(skb, client, client_id, size, FROM_WIRE);
+		return deliver(&f, client, client_id, size, FROM_WIRE);
 	if (sub && !(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) && !accepts(&f, sub, id)) {
 		if (sub->class == CLASS_PRIVATE)
 			return drop(skb, id, VERDICT_DROP_RETURNED, size);
 		sub = NULL;
 	}
-	if (!sub && meta.passthru) {
+	if (!sub && meta.passthru && !f.vlan) {
 		id = meta.passthru;
 		sub = sub_by_id(id);
 		if (sub->state != SUB_ACTIVE)
 			sub = NULL;
 	}
 	if (sub)
-		return deliver(skb, sub, id, size, FROM_WIRE);
+		return deliver(&f, sub, id, size, FROM_WIRE);
 	if (unknown && meta.policy & POLICY_UNKNOWN_DROP)
 		return drop(skb, 0, VERDICT_DROP_UNKNOWN, size);
 	return pass(skb, size);
@@ -1105,12 +1177,12 @@ static __always_inline int tx_group(struct frame *f, const struct sub *from, __u
 	if (from->class == CLASS_BRIDGE && !is_pause(f)) {
 		sub = asked(f, &id);
 		if (sub && id != me && sub->class == CLASS_BRIDGE)
-			return deliver_group(f->skb, sub, id, size);
+			return deliver_group(f, sub, id, size);
 		copy_to(f, CLASS_BRIDGE, me, size);
 	}
 	if (has_host(f, from) && !is_pause(f))
 		copy_to_host(f, size);
-	return bpf_redirect(meta.ifindex, 0);
+	return to_wire(f);
 }
 
 /* What copy_as_own has put in by a host leg. With netkit it comes in by xvlan_turn. */
@@ -1133,7 +1205,7 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	to = lookup(f, &id, &unknown);
 	if (to && from->class & to->class & CLASS_BRIDGE) {
 		count(f->skb, me, VERDICT_TX, size);
-		return deliver(f->skb, to, id, size, way_of(from));
+		return deliver(f, to, id, size, way_of(from));
 	}
 	if (to && from->class == CLASS_PRIVATE && from->kind == KIND_IPVLAN &&
 	    to->kind == KIND_IPVLAN)
@@ -1143,7 +1215,7 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	count(f->skb, me, VERDICT_TX, size);
 	if (!to && !unknown && meets_host(f, from))
 		return bpf_redirect(meta.ifindex, BPF_F_INGRESS);
-	return bpf_redirect(meta.ifindex, 0);
+	return to_wire(f);
 }
 
 static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me)
@@ -1155,6 +1227,10 @@ static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me
 		return TC_ACT_SHOT;
 	if (from->place == PLACE_LOCAL || is_group(&f))
 		see_place(skb, from);
+	if (is_strange(&f, from)) {
+		count(skb, me, VERDICT_TX, size);
+		return bpf_redirect(meta.ifindex, 0);
+	}
 	if (is_group(&f))
 		return tx_group(&f, from, me, size);
 	return tx_unicast(&f, from, me, size);
