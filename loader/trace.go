@@ -298,6 +298,13 @@ func (t *tracer) explain(s bpf.TraceStep) TraceStep {
 		step.Text = memberships[s.Value]
 	case bpf.TraceStepKindSTEP_VLAN:
 		step.Text = fmt.Sprintf("%s has a device for VLAN %d", t.rec.Name, s.Value)
+	case bpf.TraceStepKindSTEP_CLAIMED:
+		step.Text = fmt.Sprintf("in %s, which is claimed", vlanWord(s.Value))
+	case bpf.TraceStepKindSTEP_FIT:
+		step.Text = fmt.Sprintf("gets the tags of %s", vlanWord(s.Value))
+		if s.Value == 0 {
+			step.Text = "loses its tags"
+		}
 	case bpf.TraceStepKindSTEP_LEARN:
 		step.Text = "its address would be learned"
 	case bpf.TraceStepKindSTEP_YIELD:
@@ -326,6 +333,12 @@ func (t *tracer) explain(s bpf.TraceStep) TraceStep {
 		}
 	}
 	return step
+}
+
+// vlanWord is a VLAN of a key in words.
+func vlanWord(key uint64) string {
+	id, outer := maps.VLAN(key).IDs()
+	return VLAN{ID: id, Outer: outer}.String()
 }
 
 // Of bpf_fib_lookup, include/uapi/linux/bpf.h: what route.h takes for no route.
@@ -406,4 +419,6 @@ var stepNames = map[bpf.TraceStepKind]string{
 	bpf.TraceStepKindSTEP_ROUTE:       "route",
 	bpf.TraceStepKindSTEP_ASKER:       "dhcp",
 	bpf.TraceStepKindSTEP_GUARD:       "guard",
+	bpf.TraceStepKindSTEP_CLAIMED:     "claimed",
+	bpf.TraceStepKindSTEP_FIT:         "tags",
 }
