@@ -42,6 +42,7 @@ type parent struct {
 	dir  string
 	maps *maps.Set
 	rec  maps.Parent
+	back bool // its device has just come
 }
 
 func (p *parent) close() {
@@ -178,7 +179,7 @@ func (p *parent) hook(coll *ebpf.Collection) error {
 	if err := p.attachRung(coll); err != nil {
 		return err
 	}
-	return p.prepare()
+	return p.prepare(nil, nil)
 }
 
 // pinAll makes a folder and pins maps and programs in it.

@@ -241,7 +241,7 @@ func (h *Host) change(sel Selector, onKernel func(kernelLink) error, onOurs func
 	}
 	defer unlock()
 	defer p.close()
-	if err := p.refresh(); err != nil {
+	if err := p.glance(); err != nil {
 		return err
 	}
 	found, ok, err := h.linkAt(at, p.maps, p.rec)

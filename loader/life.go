@@ -129,30 +129,24 @@ func (p *parent) putMACBack() error {
 // veth has it while its other end is up. Only who stays to bring the host legs
 // up again sets them down; a look at a parent that is down must not be what
 // keeps its sub-interfaces down.
-func (p *parent) followState() error {
+func (p *parent) followState(subs []maps.Sub, looked []maps.ID) error {
 	up := p.link != nil && p.link.Attrs().RawFlags&unix.IFF_LOWER_UP != 0
 	if !up && !p.h.stays {
 		return nil
 	}
-	subs, err := p.maps.Subs()
-	if err != nil {
-		return err
-	}
-	return p.setLegs(subs, up)
+	return p.setLegs(subs, looked, up)
 }
 
-// setLegs sets the host legs up or down that are not.
-func (p *parent) setLegs(subs []maps.Sub, up bool) error {
+// setLegs sets those host legs up or down that are not.
+func (p *parent) setLegs(subs []maps.Sub, which []maps.ID, up bool) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open socket: %w", err)
 	}
 	defer unix.Close(fd)
-	for i, s := range subs {
-		if s.State != maps.Active {
-			continue
-		}
-		ifr, err := unix.NewIfreq(p.legName(maps.ID(i)))
+	for _, id := range which {
+		s := subs[id]
+		ifr, err := unix.NewIfreq(p.legName(id))
 		if err != nil {
 			return err
 		}

@@ -218,9 +218,11 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 	if err != nil {
 		return nil, err
 	}
-	sources, err := set.Sources()
-	if err != nil {
-		return nil, err
+	var sources map[maps.ID][]net.HardwareAddr
+	if rec.Sources > 0 {
+		if sources, err = set.Sources(); err != nil {
+			return nil, err
+		}
 	}
 	guards, err := set.Guards()
 	if err != nil {

@@ -44,6 +44,7 @@ type Host struct {
 
 	legacyTC bool          // attach by clsact filters even where tcx can be had; set by tests
 	repair   time.Duration // in the place of RepairTime, if it is not 0; set by tests
+	glanced  int           // how many sub-interfaces a glance looks at; changed by tests
 
 	stays bool     // see Serve
 	watch *watched // what Serve listens to; nil for everybody else
@@ -63,7 +64,7 @@ func Open(log *slog.Logger) (*Host, error) {
 		nl.Close()
 		return nil, err
 	}
-	return &Host{log: log, nl: nl, cookie: cookie}, nil
+	return &Host{log: log, nl: nl, cookie: cookie, glanced: glanced}, nil
 }
 
 // Close lets go of the Host; what it built stays.

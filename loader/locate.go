@@ -263,6 +263,7 @@ func (p *parent) regain() error {
 			return fmt.Errorf("attach %s to %s again: %w", at.prog, p.rec.Name, err)
 		}
 	}
+	p.back = true
 	p.h.log.Warn("the parent is back", "parent", p.rec.Name)
 	return nil
 }
@@ -298,9 +299,9 @@ func (p *parent) forget() error {
 	return p.save()
 }
 
-// prepare makes the parent receive what is for its sub-interfaces, and notes what
-// it changes before.
-func (p *parent) prepare() error {
+// prepare makes the parent receive what is for its sub-interfaces, the MACs of those
+// looked at, and notes what it changes before.
+func (p *parent) prepare(subs []maps.Sub, looked []maps.ID) error {
 	if p.link.Attrs().RawFlags&unix.IFF_ALLMULTI == 0 {
 		p.rec.SetAllmulti = true
 		if err := p.save(); err != nil {
@@ -312,29 +313,25 @@ func (p *parent) prepare() error {
 			return fmt.Errorf("turn allmulticast on: %w", err)
 		}
 	}
-	subs, err := p.maps.Subs()
-	if err != nil {
-		return err
-	}
-	var hosts uint32
-	stack := false
-	for i, s := range subs {
-		if s.State != maps.Active {
-			continue
-		}
-		if s.Host {
-			hosts++
-		}
-		stack = stack || s.Mode == maps.L3S
+	for _, id := range looked {
+		s := subs[id]
 		if s.UCFilter || !s.Keyed() && !s.Promisc {
 			continue
 		}
-		if _, err := p.openParent(maps.ID(i), s, s.Promisc); err != nil {
+		if _, err := p.openParent(id, s, s.Promisc); err != nil {
 			return err
 		}
 	}
 	if err := p.claim(subs); err != nil {
 		return err
+	}
+	var hosts uint32
+	stack := false
+	for _, s := range subs {
+		if s.State == maps.Active && s.Host {
+			hosts++
+		}
+		stack = stack || s.State == maps.Active && s.Mode == maps.L3S
 	}
 	if hosts != p.rec.Hosts {
 		if err := p.openHost(hosts); err != nil {

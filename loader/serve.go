@@ -217,7 +217,7 @@ func (h *Host) release() error {
 		if err != nil {
 			return err
 		}
-		return p.setLegs(subs, true)
+		return p.setLegs(subs, some(subs, len(subs)), true)
 	})
 }
 

@@ -33,7 +33,7 @@ func (h *Host) SetDevice(sel Selector, c DeviceChange) error {
 			return in.setDevice(k.link, c)
 		},
 		func(p *parent, l Link, sub maps.Sub) error {
-			if err := p.ownMAC(l, c.MAC); err != nil {
+			if err := p.sure(func() error { return p.ownMAC(l, c.MAC) }); err != nil {
 				return err
 			}
 			err := p.inside(l, sub, func(in *space, dev netlink.Link) error { return in.setDevice(dev, c) })
@@ -136,15 +136,18 @@ func (h *Host) SetAddrs(sel Selector, addrs []netip.Prefix) error {
 // setAddrs has the keys before the addresses, and lets go of them after, so
 // that nobody else learns what is given. It may be interrupted and repeated.
 func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
-	subs, err := p.maps.Subs()
-	if err != nil {
-		return err
-	}
-	subs[l.ID].State = maps.Free // what it has itself it may have
 	if err := l.VLAN.holds(addrsOf(addrs)); err != nil {
 		return err
 	}
-	if err := p.uniqueAddrs(l.VLAN, addrsOf(addrs), subs); err != nil {
+	err := p.sure(func() error {
+		subs, err := p.maps.Subs()
+		if err != nil {
+			return err
+		}
+		subs[l.ID].State = maps.Free // what it has itself it may have
+		return p.uniqueAddrs(l.VLAN, addrsOf(addrs), subs)
+	})
+	if err != nil {
 		return err
 	}
 	if sub.Mode == maps.L3S {

@@ -56,7 +56,7 @@ func (h *Host) Add(spec LinkSpec) error {
 		}
 	}
 	defer p.close()
-	if err := p.refresh(); err != nil {
+	if err := p.glance(); err != nil {
 		return errors.Join(err, p.detachIfEmpty())
 	}
 	if err := p.add(in, &spec); err != nil {
@@ -71,11 +71,20 @@ func (h *Host) Add(spec LinkSpec) error {
 // killed, remove undoes. A pending sub-interface may send, so that duplicate
 // address detection, which starts when it is set up, does not pass unheard.
 func (p *parent) add(in *space, spec *LinkSpec) (err error) {
-	subs, err := p.maps.Subs()
-	if err != nil {
+	var id maps.ID
+	var sub maps.Sub
+	err = p.sure(func() error {
+		subs, err := p.maps.Subs()
+		if err != nil {
+			return err
+		}
+		if err := p.unique(spec, subs); err != nil {
+			return err
+		}
+		id, sub, err = p.freeID(subs)
 		return err
-	}
-	if err := p.unique(spec, subs); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	if spec.Port {
@@ -89,8 +98,7 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	case spec.MAC == nil:
 		spec.MAC = randomMAC()
 	}
-	id, sub, err := p.takeID(subs)
-	if err != nil {
+	if err := p.take(id); err != nil {
 		return err
 	}
 	sub.Kind, sub.Mode, sub.Class, sub.MAC, sub.Name = spec.Kind, spec.Mode, spec.class(), spec.MAC, spec.Name
@@ -197,22 +205,26 @@ func (p *parent) addrTaken(addr string, d maps.Dest) error {
 	return fmt.Errorf("addr %s: %w: %s; choose another", addr, ErrExists, whose)
 }
 
-// takeID finds the free id that has been so for longest, and prepares it. The
-// new generation voids whatever entries its last owner left.
-func (p *parent) takeID(subs []maps.Sub) (maps.ID, maps.Sub, error) {
+// freeID finds the free id that has been so for longest, and the record to begin with.
+// The new generation voids whatever entries its last owner left.
+func (p *parent) freeID(subs []maps.Sub) (maps.ID, maps.Sub, error) {
 	for i := range p.rec.Capacity {
 		id := maps.ID((uint32(p.rec.LastID)+i)%p.rec.Capacity + 1)
-		if subs[id].State != maps.Free {
-			continue
+		if subs[id].State == maps.Free {
+			return id, maps.Sub{State: maps.Pending, Gen: subs[id].Gen + 1}, nil
 		}
-		if err := p.maps.Reset(id); err != nil {
-			return 0, maps.Sub{}, err
-		}
-		p.rec.LastID = id
-		return id, maps.Sub{State: maps.Pending, Gen: subs[id].Gen + 1}, p.save()
 	}
 	return 0, maps.Sub{}, fmt.Errorf("parent %s: %w: all %d sub-interfaces it was attached for; "+
 		"detach it and attach it with a higher capacity", p.rec.Name, ErrExists, p.rec.Capacity)
+}
+
+// take prepares a free id.
+func (p *parent) take(id maps.ID) error {
+	if err := p.maps.Reset(id); err != nil {
+		return err
+	}
+	p.rec.LastID = id
+	return p.save()
 }
 
 // hookLeg puts xvlan_tx on the host leg before it is up: no frame of the inner

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -159,11 +161,57 @@ func (f folder) dead() (bool, error) {
 	return !lives && err == nil, err
 }
 
+// glanced is how many sub-interfaces a glance looks at. It takes two ioctls each.
+const glanced = 64
+
 // refresh makes the maps agree with what is there: sub-interfaces that are
 // half made or whose device is gone, what the parent is to receive, its MAC, MTU
 // and carrier, the host's addresses.
-func (p *parent) refresh() error {
-	if err := p.removeDead(); err != nil {
+func (p *parent) refresh() error { return p.look(math.MaxInt) }
+
+// glance is refresh for who acts on one sub-interface, and is not to take the longer
+// the more others there are: of the devices it looks at some, by turns, and what the
+// host has no more stays reserved.
+func (p *parent) glance() error {
+	if p.back {
+		return p.refresh()
+	}
+	return p.look(p.h.glanced)
+}
+
+// sure asks again after a look at everything if the answer is a refusal: who is in
+// the way may not be there any more.
+func (p *parent) sure(ask func() error) error {
+	err := ask()
+	if !errors.Is(err, ErrExists) && !errors.Is(err, ErrBusy) {
+		return err
+	}
+	if err := p.refresh(); err != nil {
+		return err
+	}
+	return ask()
+}
+
+// some picks up to so many of the active sub-interfaces, from a random one on, so
+// that all have their turn.
+func some(subs []maps.Sub, most int) []maps.ID {
+	var active []maps.ID
+	for i, s := range subs {
+		if s.State == maps.Active {
+			active = append(active, maps.ID(i))
+		}
+	}
+	if len(active) <= most {
+		return active
+	}
+	first := rand.IntN(len(active))
+	return slices.Concat(active[first:], active[:first])[:most]
+}
+
+// look is refresh with so many devices looked at.
+func (p *parent) look(most int) error {
+	subs, looked, err := p.removeDead(most)
+	if err != nil {
 		return err
 	}
 	if changed, err := p.unwatch(); err != nil {
@@ -174,9 +222,9 @@ func (p *parent) refresh() error {
 		}
 	}
 	if p.link == nil {
-		return p.followState()
+		return p.followState(subs, looked)
 	}
-	if err := p.prepare(); err != nil {
+	if err := p.prepare(subs, looked); err != nil {
 		return err
 	}
 	attrs := *p.link.Attrs()
@@ -195,34 +243,46 @@ func (p *parent) refresh() error {
 		back, other := was.MTU == 0, was.MAC.String() != p.rec.MAC.String()
 		p.announceAll(func(s maps.Sub) bool { return back || other && (s.Kind == maps.Ipvlan || s.Mode == maps.Passthru) })
 	}
-	if err := p.followState(); err != nil {
+	if err := p.followState(subs, looked); err != nil {
 		return err
 	}
-	return p.reserve()
+	return p.reserve(most == math.MaxInt)
 }
 
 // removeDead removes the sub-interfaces whose making or removal was
-// interrupted, and those whose device somebody deleted.
-func (p *parent) removeDead() error {
+// interrupted and, looking at so many, those whose device somebody deleted. It returns
+// the records that are left, and whose devices are there.
+func (p *parent) removeDead(most int) (subs []maps.Sub, there []maps.ID, err error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open socket: %w", err)
+		return nil, nil, fmt.Errorf("open socket: %w", err)
 	}
 	defer unix.Close(fd)
-	subs, err := p.maps.Subs()
-	if err != nil {
-		return err
+	if subs, err = p.maps.Subs(); err != nil {
+		return nil, nil, err
 	}
+	var dead []maps.ID
 	for i, s := range subs {
-		id := maps.ID(i)
-		if s.State == maps.Free || s.State == maps.Active && isLeg(fd, s.Leg, p.legName(id)) {
-			continue
-		}
-		if err := p.removeOne(id); err != nil {
-			return fmt.Errorf("remove what is left of %s: %w", s.Name, err)
+		if s.State == maps.Pending {
+			dead = append(dead, maps.ID(i))
 		}
 	}
-	return nil
+	for _, id := range some(subs, most) {
+		if isLeg(fd, subs[id].Leg, p.legName(id)) {
+			there = append(there, id)
+		} else {
+			dead = append(dead, id)
+		}
+	}
+	for _, id := range dead {
+		if err := p.removeOne(id); err != nil {
+			return nil, nil, fmt.Errorf("remove what is left of %s: %w", subs[id].Name, err)
+		}
+	}
+	if len(dead) > 0 {
+		subs, err = p.maps.Subs()
+	}
+	return subs, there, err
 }
 
 // removeAll removes every sub-interface.
@@ -269,35 +329,48 @@ func (p *parent) detachIfEmpty() error {
 }
 
 // reserve enters the addresses that nobody may have: those of the host, on
-// whichever device, and of the gateways behind the parent.
-func (p *parent) reserve() error {
+// whichever device, and of the gateways behind the parent. To let go of those that they
+// have no more takes a look at all addresses there are.
+func (p *parent) reserve(all bool) error {
 	want, err := p.hostAddrs()
 	if err != nil {
 		return err
 	}
+	if all {
+		if err := p.unreserve(want); err != nil {
+			return err
+		}
+	}
+	for a, gateway := range want {
+		d, taken, err := p.maps.Addr(0, a)
+		if err != nil {
+			return err
+		}
+		if taken && d.Origin == maps.Given {
+			p.h.log.Warn("the host has taken a sub-interface's address", "parent", p.rec.Name, "addr", a)
+			continue
+		}
+		if taken && d.Origin == maps.Reserved && d.Gateway == gateway {
+			continue
+		}
+		if err := p.maps.ReplaceAddr(0, a, maps.Dest{Origin: maps.Reserved, Gateway: gateway}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unreserve lets go of the addresses that are not wanted any more.
+func (p *parent) unreserve(want map[netip.Addr]bool) error {
 	have, err := p.maps.Addrs()
 	if err != nil {
 		return err
 	}
 	for _, a := range have {
-		gateway, wanted := want[a.Addr]
-		if a.VLAN != 0 {
-			continue // the host is in none
+		if _, wanted := want[a.Addr]; wanted || a.Origin != maps.Reserved || a.VLAN != 0 { // the host is in none
+			continue
 		}
-		if a.Origin == maps.Reserved && !wanted {
-			if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
-				return err
-			}
-		}
-		if a.Origin == maps.Reserved && a.Gateway == gateway || a.Origin == maps.Given && wanted {
-			if a.Origin == maps.Given {
-				p.h.log.Warn("the host has taken a sub-interface's address", "parent", p.rec.Name, "addr", a.Addr)
-			}
-			delete(want, a.Addr)
-		}
-	}
-	for a, gateway := range want {
-		if err := p.maps.ReplaceAddr(0, a, maps.Dest{Origin: maps.Reserved, Gateway: gateway}); err != nil {
+		if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -369,8 +370,12 @@ func (s *Sub) plain() bpf.XvlanSubFlag {
 	return bpf.XvlanSubFlagSUB_PLAIN
 }
 
-// subFromC takes the MAC over: c is not to change any more.
+// subFromC takes MAC and name over, as there may be thousands of records: c is not
+// to change any more.
 func subFromC(c *bpf.XvlanSub) Sub {
+	if c.State == bpf.XvlanSubStateSUB_FREE {
+		return Sub{Gen: c.Gen}
+	}
 	return Sub{
 		State:    State(c.State),
 		Gen:      c.Gen,
@@ -389,7 +394,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
 		VLAN:     VLAN(c.Vlan),
-		Name:     cString(c.Name[:]),
+		Name:     unsafe.String(&c.Name[0], cLen(c.Name[:])),
 		Device:   c.Device,
 	}
 }
@@ -557,9 +562,12 @@ func destFromC(c bpf.XvlanDest) Dest {
 	}
 }
 
-func cString(b []byte) string {
+func cString(b []byte) string { return string(b[:cLen(b)]) }
+
+// cLen is how long the string in an array is.
+func cLen(b []byte) int {
 	if i := bytes.IndexByte(b, 0); i >= 0 {
-		b = b[:i]
+		return i
 	}
-	return string(b)
+	return len(b)
 }
