@@ -100,7 +100,10 @@ func (p *parent) openHost(number uint32) error {
 
 // detach takes a program off tc, by its link or its filter.
 func (h *Host) detach(at hook) error {
-	if err := errors.Join(detachLink(at.pin), unpin(at.pin)); err != nil {
+	if err := detachLink(at.pin); err != nil {
+		return err // with the pin there, which tells that it is attached
+	}
+	if err := unpin(at.pin); err != nil {
 		return err
 	}
 	if there, err := h.hasFilter(at.index, at.egress); !there || err != nil {
