@@ -2,12 +2,14 @@ package loader
 
 import (
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -310,6 +312,38 @@ func (h *Host) delDevice(name string) error {
 	return nil
 }
 
+// delDevices deletes devices by name, together: those that are there get a group of
+// their own, which the kernel deletes as one.
+func (h *Host) delDevices(names []string) error {
+	group := binary.NativeEndian.Uint32(randomMAC()) | 1 // which is nobody's
+	there := 0
+	for _, name := range names {
+		l, err := h.nl.LinkByName(name)
+		if errors.As(err, new(netlink.LinkNotFoundError)) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("find %s: %w", name, err)
+		}
+		if err := h.nl.LinkSetGroup(l, int(group)); errors.Is(err, unix.ENODEV) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("set group of %s: %w", name, err)
+		}
+		there++
+	}
+	if there == 0 {
+		return nil
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete %d devices: %w", there, err)
+	}
+	return nil
+}
+
 // removeLegs deletes host legs that no record knows: of a parent whose maps
 // were lost with /run.
 func (h *Host) removeLegs(key int) error {
@@ -317,13 +351,18 @@ func (h *Host) removeLegs(key int) error {
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
-	var errs []error
+	var legs []string
 	for _, l := range links {
 		if of, _, ok := parseLeg(l.Attrs().Name); ok && of == key && isPair(l) {
-			errs = append(errs, h.delDevice(l.Attrs().Name))
+			legs = append(legs, l.Attrs().Name)
 		}
 	}
-	return errors.Join(errs...)
+	for batch := range slices.Chunk(legs, deletedAtOnce) {
+		if err := h.delDevices(batch); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // isLeg tells whether a device of this index and name is there: one ioctl, as

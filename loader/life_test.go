@@ -413,3 +413,24 @@ func TestPromiscFollows(t *testing.T) {
 		}
 	})
 }
+
+// TestPromiscEnds detaches a parent that several have made promiscuous.
+func TestPromiscEnds(t *testing.T) {
+	s := newSite(t, onTCX, siteOption{})
+	parent := func() int { return s.host.ns.Link(t, parentDev).Attrs().Promisc }
+	found := parent()
+	for _, name := range []string{"mac1", "mac2"} {
+		e := s.sub(t, name)
+		s.addAtOnce(t, e, e.ip4)
+		e.ns.Run(t, "ip", "link", "set", e.dev, "promisc", "on")
+	}
+	s.sweep(t)
+	if parent() <= found {
+		t.Fatal("the parent is not promiscuous")
+	}
+	s.do(t, func(h *Host) error { return h.Detach(parentDev) })
+	if parent() != found {
+		t.Errorf("the parent's promiscuity is %d, and was %d", parent(), found)
+	}
+	s.checkGone(t)
+}

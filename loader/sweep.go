@@ -285,18 +285,54 @@ func (p *parent) removeDead(most int) (subs []maps.Sub, there []maps.ID, err err
 	return subs, there, err
 }
 
-// removeAll removes every sub-interface.
+// deletedAtOnce is how many devices are deleted in one go. The kernel waits once for all,
+// and some milliseconds for each that a program is attached to, and lets nobody change
+// a device meanwhile.
+const deletedAtOnce = 32
+
+// removeAll removes every sub-interface, of those whose maps go, too: that their
+// records are PENDING voids all that leads to them.
 func (p *parent) removeAll() error {
 	subs, err := p.maps.Subs()
 	if err != nil {
 		return err
 	}
+	var taken []maps.ID
 	for i, s := range subs {
-		if s.State == maps.Free {
-			continue
+		if s.State != maps.Free {
+			taken = append(taken, maps.ID(i))
 		}
-		if err := p.removeOne(maps.ID(i)); err != nil {
+	}
+	for batch := range slices.Chunk(taken, deletedAtOnce) {
+		var legs []string
+		for _, id := range batch {
+			sub, err := p.maps.Sub(id) // the last one's end may have changed it
+			if err != nil {
+				return err
+			}
+			sub.State = maps.Pending
+			if err := p.maps.PutSub(id, sub); err != nil {
+				return err
+			}
+			if err := errors.Join(p.unmeet(id, sub), p.closeParent(sub)); err != nil {
+				return err
+			}
+			sub.Promisc = false // nobody is to leave it on for this one
+			if err := p.maps.PutSub(id, sub); err != nil {
+				return err
+			}
+			legs = append(legs, p.legName(id))
+		}
+		if err := p.h.delDevices(legs); err != nil {
 			return err
+		}
+		for _, id := range batch {
+			if err := errors.Join(unpin(p.pin(pinLeg, id)), unpin(p.pin(pinTurn, id))); err != nil {
+				return err
+			}
+			if err := p.maps.PutSub(id, maps.Sub{Gen: subs[id].Gen}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
