@@ -139,12 +139,7 @@ func (s *Set) mapSections() (err error) {
 	if s.legSlots, err = newSection[uint32](s.legSlot); err != nil {
 		return fmt.Errorf("open slots of legs: %w", err)
 	}
-	if s.ip4Slots, err = newBuckets(s.ip4Slot); err != nil {
-		return fmt.Errorf("open slots of ipv4: %w", err)
-	}
-	if s.ip6Slots, err = newBuckets(s.ip6Slot); err != nil {
-		return fmt.Errorf("open slots of ipv6: %w", err)
-	}
+	s.ip4Slots.m, s.ip6Slots.m = s.ip4Slot, s.ip6Slot
 	return nil
 }
 
@@ -429,11 +424,11 @@ func (s *Set) DeleteAddr(vlan VLAN, a netip.Addr) error {
 	})
 }
 
-func (s *Set) slotsOf(a netip.Addr) buckets {
+func (s *Set) slotsOf(a netip.Addr) *buckets {
 	if a.Is4() {
-		return s.ip4Slots
+		return &s.ip4Slots
 	}
-	return s.ip6Slots
+	return &s.ip6Slots
 }
 
 // Addr looks an address up; ok is false where nobody has it.

@@ -14,7 +14,10 @@ func TestSlotsAreVoided(t *testing.T) {
 	d := Dest{ID: 1, Gen: 7, Origin: Given}
 	for _, addr := range []string{"192.0.2.1", "2001:db8::1"} {
 		a := netip.MustParseAddr(addr)
-		version := s.slotsOf(a).version(a)
+		version, err := s.slotsOf(a).version(a)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for _, c := range []struct {
 			name         string
 			change       func() error
@@ -43,8 +46,12 @@ func TestSlotsAreVoided(t *testing.T) {
 func TestSlotsMeanwhile(t *testing.T) {
 	s := newSet(t)
 	a := netip.MustParseAddr("192.0.2.1")
-	version, failed := s.ip4Slots.version(a), errors.New("failed")
-	err := s.ip4Slots.changing(a, func() error {
+	version, err := s.ip4Slots.version(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := errors.New("failed")
+	err = s.ip4Slots.changing(a, func() error {
 		if got := version.Load(); got != 1 {
 			t.Errorf("meanwhile the version is %d", got)
 		}
