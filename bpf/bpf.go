@@ -26,6 +26,9 @@ const OldestSchema = 5
 // learning: LEARN_SLOTS in xvlan.h.
 const LearnSlots = 8
 
+// ViaNets is how many networks a sub-interface may reach by way of the host: VIA_NETS.
+const ViaNets = 16
+
 // MaxCapacity is the highest number of sub-interfaces a parent can be made for.
 const MaxCapacity = 65535
 
@@ -205,6 +208,7 @@ func sized(read func() (*ebpf.CollectionSpec, error), capacity uint32) (*ebpf.Co
 		XvlanMapByMac:   2 * capacity, // of a trunk with a VLAN for its untagged frames
 		XvlanMapVlans:   vlanIDs + capacity,
 		XvlanMapTrunks:  capacity,
+		XvlanMapVias:    capacity,
 		XvlanMapByLeg:   capacity,
 		XvlanMapByIp4:   addrs,
 		XvlanMapByIp6:   addrs,

@@ -17,7 +17,7 @@ func TestConstantsAreTheHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, value := range map[string]int{"XVLAN_SCHEMA": bpf.Schema, "LEARN_SLOTS": bpf.LearnSlots, "VERSION_MAX": bpf.VersionMax, "QINQ_SHIFT": bpf.QinQShift, "VLAN_NONE": bpf.VLANNone} {
+	for name, value := range map[string]int{"XVLAN_SCHEMA": bpf.Schema, "LEARN_SLOTS": bpf.LearnSlots, "VIA_NETS": bpf.ViaNets, "VERSION_MAX": bpf.VersionMax, "QINQ_SHIFT": bpf.QinQShift, "VLAN_NONE": bpf.VLANNone} {
 		m := regexp.MustCompile(`(?m)^#define ` + name + `\s+(\w+)$`).FindSubmatch(header)
 		if m == nil {
 			t.Errorf("no %s in xvlan.h", name)

@@ -114,6 +114,15 @@ struct {
 	__type(value, struct trunk);
 } trunks SEC(".maps");
 
+/* By id, of those with SUB_VIA. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct via);
+} vias SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1);

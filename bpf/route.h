@@ -80,11 +80,14 @@ static __always_inline bool is_host(const struct dest *d)
 }
 
 /* Out of the parent by a route of its namespace, without a word of ARP from the
- * sender. The host itself is no route: it receives by the parent. */
+ * sender. The host itself is no route: it receives by the parent, but from one with
+ * SUB_VIA alone nothing that is not in its networks. */
 static __always_inline int tx_by_route(struct frame *f, const struct sub *from, __u32 me, __u64 who,
 				       struct bpf_fib_lookup *to, struct size size)
 {
 	if (!(__u32)who && is_host(dest_by_ip(f, DESTINATION))) {
+		if ((from->flags & HEARS_HOST) == SUB_VIA)
+			return drop(f->skb, me, VERDICT_DROP_ROUTE, size);
 		count(f->skb, me, VERDICT_TX, size);
 		bpf_skb_store_bytes(f->skb, 0, meta.mac, ETH_ALEN, 0);
 		return bpf_redirect(meta.ifindex, BPF_F_INGRESS);
@@ -116,6 +119,8 @@ static __noinline int tx_routed(struct __sk_buff *skb, struct sub *from, __u32 m
 		return drop(skb, me, VERDICT_DROP_MALFORMED, size);
 	if (is_group(&f) || to_group(&to))
 		return drop(skb, me, VERDICT_DROP_MODE, size);
+	if (from->flags & SUB_VIA && goes_via(&f, me))
+		return tx_via(&f, me, size);
 	who = who_by_ip(&f, DESTINATION);
 	sub = from->class == CLASS_VEPA ? NULL : ip_keyed(who, &id);
 	if (sub && from->class == CLASS_PRIVATE)

@@ -35,6 +35,7 @@ enum step_kind {
 	STEP_GUARD,    /* what follows looks whether id may send it */
 	STEP_CLAIMED,  /* the frame is in the VLAN value, which somebody has claimed */
 	STEP_FIT,      /* the tags of the VLAN value are put on; 0: they are taken off */
+	STEP_VIA,      /* whether it is among what id reaches by way of the host; value: 1 if so */
 	STEP_MAX,
 };
 

@@ -48,7 +48,8 @@ const (
 	TraceStepKindSTEP_GUARD       TraceStepKind = 23
 	TraceStepKindSTEP_CLAIMED     TraceStepKind = 24
 	TraceStepKindSTEP_FIT         TraceStepKind = 25
-	TraceStepKindSTEP_MAX         TraceStepKind = 26
+	TraceStepKindSTEP_VIA         TraceStepKind = 26
+	TraceStepKindSTEP_MAX         TraceStepKind = 27
 )
 
 type TraceSteps struct {
@@ -73,6 +74,7 @@ const (
 	TraceMapSightings    = "sightings"
 	TraceMapStats        = "stats"
 	TraceMapTrunks       = "trunks"
+	TraceMapVias         = "vias"
 	TraceMapVlans        = "vlans"
 	TraceProgXvlanCarry  = "xvlan_carry"
 	TraceProgXvlanHost   = "xvlan_host"
@@ -157,6 +159,7 @@ type TraceMapSpecs struct {
 	Sightings *ebpf.MapSpec `ebpf:"sightings"`
 	Stats     *ebpf.MapSpec `ebpf:"stats"`
 	Trunks    *ebpf.MapSpec `ebpf:"trunks"`
+	Vias      *ebpf.MapSpec `ebpf:"vias"`
 	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 }
 
@@ -205,6 +208,7 @@ type TraceMaps struct {
 	Sightings *ebpf.Map `ebpf:"sightings"`
 	Stats     *ebpf.Map `ebpf:"stats"`
 	Trunks    *ebpf.Map `ebpf:"trunks"`
+	Vias      *ebpf.Map `ebpf:"vias"`
 	Vlans     *ebpf.Map `ebpf:"vlans"`
 }
 
@@ -221,6 +225,7 @@ func (m *TraceMaps) Close() error {
 		m.Sightings,
 		m.Stats,
 		m.Trunks,
+		m.Vias,
 		m.Vlans,
 	)
 }

@@ -13,7 +13,8 @@
  *   deliver  to a sibling's leg, to all legs, to the wire, or on to the host
  *   police   source guard, MTU, malformed ARP and ND, who may learn what
  *   route    what is sent in the modes l3 and l3s, by destination IP alone
- *   host     what the host and sub-interfaces with host access send each other
+ *   host     what the host and sub-interfaces with host access send each other, and
+ *            what goes by way of the host
  *
  *   xvlan_xdp  parent, XDP          drops early what `unknown drop` forbids, and serves
  *                                   the XDP programs of sub-interfaces
@@ -653,9 +654,10 @@ struct flood {
 	bool nodst;	/* out: one got it that leaves nothing for others */
 };
 
-/* Beside classes: who has host access, or has not, is left out. */
-#define NOT_HOST  0x100
-#define ONLY_HOST 0x200
+/* Beside classes: who gets what the host sends, or does not, is left out. */
+#define NOT_HOST   0x100
+#define ONLY_HOST  0x200
+#define HEARS_HOST (SUB_HOST | SUB_VIA)
 
 /* The same: the frame has its VLAN's tags, so trunks alone get it; or one of nobody's
  * VLANs, which no trunk gets. */
@@ -730,7 +732,7 @@ static long flood_one(__u32 n __attribute__((unused)), struct flood *f)
 	f->left &= f->left - 1;
 	sub = sub_by_id(id);
 	if (!is_there(sub) || id == f->except || !(sub->class & f->classes) ||
-	    f->classes & (sub->flags & SUB_HOST ? NOT_HOST : ONLY_HOST) ||
+	    f->classes & (sub->flags & HEARS_HOST ? NOT_HOST : ONLY_HOST) ||
 	    !is_fit(sub, id, f->vlan, f->classes))
 		return 0;
 	if (sub->class == CLASS_SOURCE) {
@@ -875,9 +877,10 @@ static __always_inline bool may_send(struct __sk_buff *skb, struct frame *f, con
 	return false;
 }
 
-/* ---- route ---- */
+/* ---- host ---- */
 
-#include "route.h" /* tx_routed */
+#include "answer.h" /* answer */
+#include "via.h"    /* tx_via, came_via */
 
 /* Pause frames are for the device at the other end of the cable. */
 static __always_inline bool is_pause(const struct frame *f)
@@ -885,9 +888,11 @@ static __always_inline bool is_pause(const struct frame *f)
 	return f->proto_be == bpf_htons(ETH_P_PAUSE);
 }
 
-/* ---- host ---- */
-
 #include "host.h" /* meets_host, copy_to_host, from_leg, host_whole */
+
+/* ---- route ---- */
+
+#include "route.h" /* tx_routed */
 
 /* ---- the short way ---- */
 
@@ -1093,7 +1098,9 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	if (!parse_skb(skb, &f))
 		return TC_ACT_UNSPEC;
 	size = size_of(&f);
-	if (skb->mark == MARK_COPY) {
+	if (skb->mark == MARK_COPY || skb->mark == MARK_VIA) {
+		if (skb->mark == MARK_VIA)
+			came_via(skb);
 		skb->mark = 0;
 		return pass(skb, size);
 	}
@@ -1231,6 +1238,15 @@ static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me
 		count(skb, me, VERDICT_TX, size);
 		return bpf_redirect(meta.ifindex, 0);
 	}
+	if (from->flags & SUB_VIA) {
+		if (answer_via(skb, me)) {
+			count(skb, me, VERDICT_TX, size);
+			return deliver(&f, from, me, size, way_of(from));
+		}
+		reload(&f);
+		if (goes_via(&f, me))
+			return tx_via(&f, me, size);
+	}
 	if (is_group(&f))
 		return tx_group(&f, from, me, size);
 	return tx_unicast(&f, from, me, size);
@@ -1266,7 +1282,7 @@ int xvlan_tx(struct __sk_buff *skb)
 
 	me = *ELEMENT(leg_slots, leg & (0xffffffffU >> slot_shift));
 	from = sub_by_id(me);
-	if ((from->flags & (SUB_PLAIN | SUB_GUARDED)) != SUB_PLAIN || from->leg != leg ||
+	if ((from->flags & (SUB_PLAIN | SUB_GUARDED | SUB_VIA)) != SUB_PLAIN || from->leg != leg ||
 	    from->place == PLACE_LOCAL || dst + ETH_HLEN > (void *)(long)skb->data_end ||
 	    *(__u8 *)dst & 1 || skb->len > ETH_HLEN + meta.mtu || skb->gso_size ||
 	    skb->vlan_present || meta.watched || *(__u32 *)(dst + 2) == *(__u32 *)(meta.mac + 2) ||
@@ -1299,7 +1315,7 @@ int xvlan_turn(struct __sk_buff *skb)
 	return bpf_redirect_peer(leg == MARK_INWARD ? skb->ifindex : leg, 0);
 }
 
-/* There while a sub-interface has host access. */
+/* There while a sub-interface has host access, or reaches networks by way of the host. */
 SEC("tc")
 int xvlan_host(struct __sk_buff *skb)
 {

@@ -14,11 +14,15 @@
  * maps hold is carried over by the names of types and fields, see convert() in
  * package maps: so what changes its meaning takes another name, and what is an
  * index or a bit (verdicts, flags) stays at its place. 10 is 9 with VLANs that are
- * taken for keys: mac_key and what a `vlan` holds are wider, see VLAN_NONE. */
+ * taken for keys: mac_key and what a `vlan` holds are wider, see VLAN_NONE; and with
+ * networks that are reached by way of the host: struct via. */
 #define XVLAN_SCHEMA 10
 
 /* Addresses a sub-interface may hold by learning; the oldest makes room. */
 #define LEARN_SLOTS 8
+
+/* Networks that a sub-interface may reach by way of the host. */
+#define VIA_NETS 16
 
 /* Copies of address entries that a bucket has room for: addr.h. Of this
  * version and later ones none are made, so that none comes again. */
@@ -133,6 +137,7 @@ enum sub_flag {
 	SUB_GUARDED = 128, /* what it sends is looked at first, as its struct guard says */
 	SUB_HOST = 256,	   /* it and the host reach each other: see host.h */
 	SUB_TRUNK = 512,   /* MAC-keyed: it has part in the VLANs that `trunks` says, by tags */
+	SUB_VIA = 1024,	   /* what it sends to the networks in `vias` goes to the host: see via.h */
 };
 
 enum guard_flag {
@@ -197,6 +202,19 @@ struct ip6_key {
  * set. */
 struct trunk {
 	__u64 vlans[64];
+};
+
+/* What is reached by way of the host: the addresses that, under a mask, are addr, both
+ * as they stand. IPv4 is in ::ffff:0:0/96. */
+struct via_net {
+	__u64 addr[2];
+	__u64 mask[2];
+};
+
+struct via {
+	__u32 number;
+	__u32 pad;
+	struct via_net net[VIA_NETS];
 };
 
 struct src_key {
@@ -282,7 +300,7 @@ struct parent {
 	__u32 watched;	  /* a bit for each element of `watchers` that somebody watches with */
 	__u32 ip_keyed;	  /* number of active IP-keyed sub-interfaces */
 	__u32 ports;	  /* number of sub-interfaces with PLACE_XDP */
-	__u32 hosts;	  /* number of sub-interfaces with SUB_HOST */
+	__u32 hosts;	  /* number of sub-interfaces with SUB_HOST or SUB_VIA */
 	__u32 vlans;	  /* number of sub-interfaces in a VLAN, SUB_TRUNK among them */
 	__u32 trunks;	  /* number of sub-interfaces with SUB_TRUNK */
 	__u32 last_id;	  /* the id taken last: the search for a free one goes on behind it */

@@ -231,6 +231,7 @@ const (
 	XvlanSubFlagSUB_GUARDED   XvlanSubFlag = 128
 	XvlanSubFlagSUB_HOST      XvlanSubFlag = 256
 	XvlanSubFlagSUB_TRUNK     XvlanSubFlag = 512
+	XvlanSubFlagSUB_VIA       XvlanSubFlag = 1024
 )
 
 type XvlanSubKind uint8
@@ -309,6 +310,17 @@ const (
 	XvlanVerdictEVENT_LEARNED           XvlanVerdict = 31
 )
 
+type XvlanVia struct {
+	_      structs.HostLayout
+	Number uint32
+	Pad    uint32
+	Net    [16]struct {
+		_    structs.HostLayout
+		Addr [2]uint64
+		Mask [2]uint64
+	}
+}
+
 type XvlanWatcher struct {
 	_        structs.HostLayout
 	Verdicts uint32
@@ -337,6 +349,7 @@ const (
 	XvlanMapSightings    = "sightings"
 	XvlanMapStats        = "stats"
 	XvlanMapTrunks       = "trunks"
+	XvlanMapVias         = "vias"
 	XvlanMapVlans        = "vlans"
 	XvlanProgXvlanCarry  = "xvlan_carry"
 	XvlanProgXvlanHost   = "xvlan_host"
@@ -420,6 +433,7 @@ type XvlanMapSpecs struct {
 	Sightings *ebpf.MapSpec `ebpf:"sightings"`
 	Stats     *ebpf.MapSpec `ebpf:"stats"`
 	Trunks    *ebpf.MapSpec `ebpf:"trunks"`
+	Vias      *ebpf.MapSpec `ebpf:"vias"`
 	Vlans     *ebpf.MapSpec `ebpf:"vlans"`
 }
 
@@ -467,6 +481,7 @@ type XvlanMaps struct {
 	Sightings *ebpf.Map `ebpf:"sightings"`
 	Stats     *ebpf.Map `ebpf:"stats"`
 	Trunks    *ebpf.Map `ebpf:"trunks"`
+	Vias      *ebpf.Map `ebpf:"vias"`
 	Vlans     *ebpf.Map `ebpf:"vlans"`
 }
 
@@ -483,6 +498,7 @@ func (m *XvlanMaps) Close() error {
 		m.Sightings,
 		m.Stats,
 		m.Trunks,
+		m.Vias,
 		m.Vlans,
 	)
 }

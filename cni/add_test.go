@@ -240,7 +240,7 @@ func TestOwnKeys(t *testing.T) {
 		w.net("net", "mode", "l3", "flag", "private"),
 		w.net("net", "mode", "passthru", "flag", "nopromisc"),
 		w.net("net", "mode", "source", "flag", "nodst", "macaddr", []string{wireMAC, "02:00:00:00:88:aa"}),
-		w.net("net", "mode", "l2", "guard", "on,dhcp", "bcrate", 50),
+		w.net("net", "mode", "l2", "guard", "on,dhcp", "bcrate", 50, "via-host", []string{"fd00:96::/112", "10.96.0.0/12"}),
 		w.net("net", "bcqueuelen", 10, "bclim", -1, "mtu", 1300, "mac", "02:00:00:00:88:10"),
 	} {
 		w.attach(t, c, a)
@@ -252,6 +252,9 @@ func TestOwnKeys(t *testing.T) {
 		}
 		if word, ok := c["guard"]; ok && (l.Guard.String() != word || l.Guard.Rate != 50 || l.Guard.Learn4) {
 			t.Errorf("its guard is %+v", l.Guard)
+		}
+		if _, ok := c["via-host"]; ok && fmt.Sprint(l.Via) != "[10.96.0.0/12 fd00:96::/112]" {
+			t.Errorf("by way of the host it reaches %v", l.Via)
 		}
 		slices.SortFunc(spec.Source.MACs, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
 		is := fmt.Sprintf("%s %s %s nopromisc=%v nodst=%v %v", spec.Kind, spec.Mode, l.Class, spec.NoPromisc, spec.Source.NoDst, spec.Source.MACs)

@@ -83,6 +83,8 @@ func (c *call) compare(l loader.Link, spec *loader.LinkSpec, was *current.Interf
 		return differs("its mtu", l.MTU, was.Mtu)
 	case l.Host != spec.Host:
 		return differs("its host access", onOff[l.Host], onOff[spec.Host])
+	case !slices.Equal(l.Via, slices.SortedFunc(slices.Values(spec.Via), netip.Prefix.Compare)):
+		return differs("what it reaches by way of the host", l.Via, spec.Via)
 	case l.Guard.String() != guard.String():
 		return differs("its guard", l.Guard, guard)
 	case l.VLAN != spec.VLAN.Of(loader.VLAN{}):

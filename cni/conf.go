@@ -36,6 +36,7 @@ type conf struct {
 	Leg             string   `json:"leg"`
 	DHCP            string   `json:"dhcp"`
 	Host            string   `json:"host"`
+	Via             []string `json:"via-host"` // networks
 	Guard           string   `json:"guard"`
 	VLAN            uint16   `json:"vlan"`
 	Outer           uint16   `json:"qinq"`
@@ -120,7 +121,7 @@ func (c *conf) spec(args *skel.CmdArgs) (loader.LinkSpec, error) {
 	if c.Rate != nil && string(c.Rate) != "null" {
 		rate = strings.Trim(string(c.Rate), `"`)
 	}
-	if err := errors.Join(spec.SetMode(c.Mode), spec.SetDatapath(c.Datapath), spec.Guard.Parse(c.Guard, rate)); err != nil {
+	if err := errors.Join(spec.SetMode(c.Mode), spec.SetDatapath(c.Datapath), spec.SetVia(strings.Join(c.Via, ",")), spec.Guard.Parse(c.Guard, rate)); err != nil {
 		return spec, err
 	}
 	if err := spec.SetFlag(c.Flag); err != nil {

@@ -28,6 +28,7 @@ type Network struct {
 	MTU      int    `json:"mtu,omitempty"`
 	Datapath string `json:"datapath,omitempty"`
 	Host     string `json:"host,omitempty"`
+	Via      string `json:"via-host,omitempty"`
 	Guard    string `json:"guard,omitempty"`
 	Rate     string `json:"bcrate,omitempty"`
 	VLAN     string `json:"vlan,omitempty"`
@@ -100,6 +101,8 @@ func (n *Network) option(key, value string) (err error) {
 		n.Datapath = value
 	case "host":
 		n.Host = value
+	case "via-host":
+		n.Via = value
 	case "guard":
 		n.Guard = value
 	case "bcrate":
@@ -112,7 +115,7 @@ func (n *Network) option(key, value string) (err error) {
 		n.Trunk = value
 	default:
 		if !strings.HasPrefix(key, "com.docker.") { // Docker's own
-			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu, host, datapath, guard, bcrate, vlan, qinq and trunk are", key, loader.ErrInvalid)
+			return fmt.Errorf("option %s: %w: not known; parent, macvlan_mode, ipvlan_mode, ipvlan_flag, mtu, host, via-host, datapath, guard, bcrate, vlan, qinq and trunk are", key, loader.ErrInvalid)
 		}
 	}
 	return nil
@@ -130,7 +133,7 @@ func gateway(pools []*network.IPAMData) string {
 // spec describes the sub-interface of an endpoint, without its addresses.
 func (n *Network) spec(endpoint string) (loader.LinkSpec, error) {
 	spec := loader.LinkSpec{Parent: n.Parent, Name: deviceName(endpoint), MTU: n.MTU, Owner: owner(endpoint), GiveOnly: true}
-	return spec, errors.Join(spec.SetMode(n.Mode), spec.SetFlag(n.Flag), spec.SetDatapath(n.Datapath), spec.SetHost(n.Host), spec.Guard.Parse(n.Guard, n.Rate),
+	return spec, errors.Join(spec.SetMode(n.Mode), spec.SetFlag(n.Flag), spec.SetDatapath(n.Datapath), spec.SetHost(n.Host), spec.SetVia(n.Via), spec.Guard.Parse(n.Guard, n.Rate),
 		spec.VLAN.Parse(n.VLAN, n.Outer, n.Trunk))
 }
 

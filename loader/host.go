@@ -16,13 +16,14 @@ import (
 
 // A sub-interface with host access and the host of its parent reach each other, past
 // the wire. xvlan_host, at the parent's tc egress, hands over what the host sends; it
-// is there while there is such a sub-interface. The other way xvlan_tx does.
+// is there while there is such a sub-interface, or one that reaches networks by way of
+// the host. The other way xvlan_tx does.
 
 var errKernelHost = fmt.Errorf("host on: %w: the kernel's drivers keep host and sub-interface apart; leave it out, or ask for datapath tc", ErrUnsupported)
 
-// canHost refuses the modes in which host access would make no difference, or nobody
-// could tell the two apart.
-func canHost(mode maps.Mode, class maps.Class) error {
+// canHost refuses the modes in which what is asked for would make no difference, or
+// nobody could tell the two apart.
+func canHost(asked string, mode maps.Mode, class maps.Class) error {
 	why := ""
 	switch {
 	case class == maps.ClassVEPA:
@@ -36,7 +37,7 @@ func canHost(mode maps.Mode, class maps.Class) error {
 	default:
 		return nil
 	}
-	return fmt.Errorf("host on: %w: %s", ErrUnsupported, why)
+	return fmt.Errorf("%s: %w: %s", asked, ErrUnsupported, why)
 }
 
 // SetHost turns host access on or off, traffic flowing.
@@ -53,7 +54,7 @@ func (h *Host) SetHost(sel Selector, on bool) error {
 				return nil
 			}
 			if on {
-				if err := errors.Join(canHost(sub.Mode, sub.Class), l.VLAN.suits(sub.Mode, on, maps.Guard{})); err != nil {
+				if err := errors.Join(canHost("host on", sub.Mode, sub.Class), l.VLAN.suits(sub.Mode, on, maps.Guard{})); err != nil {
 					return err
 				}
 			} else if err := p.unmeet(l.ID, sub); err != nil {
@@ -75,7 +76,7 @@ func (p *parent) hostHook() hook {
 	return hook{prog: pinHostProg, index: p.rec.Index, pin: filepath.Join(p.dir, pinHost), egress: true}
 }
 
-// openHost writes down how many have host access, and has xvlan_host attached while
+// openHost writes down to how many the host's frames go, and has xvlan_host attached while
 // there are any. What a command that is killed between leaves undone, the next one
 // does: the number tells what to attach, and the records tell the number.
 func (p *parent) openHost(number uint32) error {
@@ -119,7 +120,7 @@ func (h *Host) detach(at hook) error {
 // unmeet has the host forget under which MAC it has reached a sub-interface: what goes
 // there from now on would be lost until the host finds out by itself.
 func (p *parent) unmeet(id maps.ID, sub maps.Sub) error {
-	if !sub.Host || p.link == nil {
+	if !sub.HearsHost() || p.link == nil {
 		return nil
 	}
 	mac := sub.MAC

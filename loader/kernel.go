@@ -257,6 +257,9 @@ func checkKernel(parent netlink.Link, spec *LinkSpec, siblings []kernelLink) err
 	if spec.Host {
 		return errKernelHost
 	}
+	if len(spec.Via) > 0 {
+		return errKernelVia
+	}
 	if spec.VLAN.Of(VLAN{}) != (VLAN{}) {
 		return errKernelVLAN
 	}

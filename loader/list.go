@@ -37,12 +37,13 @@ type Link struct {
 	Sources   []net.HardwareAddr // of a macvlan in source mode
 	Queue     Queue              // of a macvlan on the kernel rung
 	Rung      Rung
-	ID        maps.ID // 0 on the kernel rung
-	Leg       string  // host leg, "" on the kernel rung
-	Owner     string  // as LinkSpec has it
-	Netkit    bool    // its legs are a netkit pair, not veth
-	NoDHCP    bool    // of an ipvlan: its DHCP clients are not helped
-	Host      bool    // it and the host reach each other
+	ID        maps.ID        // 0 on the kernel rung
+	Leg       string         // host leg, "" on the kernel rung
+	Owner     string         // as LinkSpec has it
+	Netkit    bool           // its legs are a netkit pair, not veth
+	NoDHCP    bool           // of an ipvlan: its DHCP clients are not helped
+	Host      bool           // it and the host reach each other
+	Via       []netip.Prefix // what it reaches by way of the host
 	Guard     maps.Guard
 	VLAN      VLAN
 	Place     maps.Place
@@ -228,6 +229,10 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 	if err != nil {
 		return nil, err
 	}
+	vias, err := set.Vias()
+	if err != nil {
+		return nil, err
+	}
 	stats := make([]maps.Stats, len(subs))
 	if only != 0 {
 		stats[only], err = set.Stats(only)
@@ -264,7 +269,7 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 		}
 		l := Link{
 			Parent: rec.Name, Orphan: rec.Index == 0, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
-			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Host: s.Host, NoDHCP: s.NoDHCP, Guard: guards[id], Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
+			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Host: s.Host, Via: vias[id], NoDHCP: s.NoDHCP, Guard: guards[id], Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
 		}
 		if l.VLAN, err = vlanOf(set, id, s); err != nil {
 			return nil, err

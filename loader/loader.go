@@ -112,10 +112,11 @@ type LinkSpec struct {
 	MTU       int              // 0: the parent's
 	Netns     string           // "", a name under /run/netns, a path, or a process ID
 	Up        bool
-	Port      bool  // unicast is to pass an XDP program on the device: see ports.go
-	Netkit    bool  // its legs are a netkit pair instead of veth (Linux 6.8)
-	Host      bool  // it and the host are to reach each other: see host.go
-	DHCP      *bool // of an ipvlan: whether its DHCP clients are helped; nil: in mode l2
+	Port      bool           // unicast is to pass an XDP program on the device: see ports.go
+	Netkit    bool           // its legs are a netkit pair instead of veth (Linux 6.8)
+	Host      bool           // it and the host are to reach each other: see host.go
+	Via       []netip.Prefix // what it is to reach by way of the host: see via.go
+	DHCP      *bool          // of an ipvlan: whether its DHCP clients are helped; nil: in mode l2
 	Guard     GuardSpec
 	VLAN      VLANSpec
 	Datapath  Datapath
@@ -204,12 +205,15 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 		return err
 	}
 	if s.Host {
-		if err := canHost(s.Mode, s.class()); err != nil {
+		if err := canHost("host on", s.Mode, s.class()); err != nil {
 			return err
 		}
 	}
+	if err := checkVia(s.Via, s.Mode, s.class()); err != nil {
+		return err
+	}
 	v := s.VLAN.Of(VLAN{})
-	if err := v.suits(s.Mode, s.Host, s.Guard.Of(maps.Guard{})); err != nil {
+	if err := v.suits(s.Mode, s.Host || len(s.Via) > 0, s.Guard.Of(maps.Guard{})); err != nil {
 		return err
 	}
 	if err := v.holds(addrsOf(s.Addrs)); err != nil {

@@ -328,10 +328,10 @@ func (p *parent) prepare(subs []maps.Sub, looked []maps.ID) error {
 	var hosts uint32
 	stack := false
 	for _, s := range subs {
-		if s.State == maps.Active && s.Host {
+		if s.State == maps.Active && s.HearsHost() {
 			hosts++
 		}
-		stack = stack || s.State == maps.Active && s.Mode == maps.L3S
+		stack = stack || s.State == maps.Active && (s.Mode == maps.L3S || s.Via)
 	}
 	if hosts != p.rec.Hosts {
 		if err := p.openHost(hosts); err != nil {

@@ -91,8 +91,13 @@ func (p *parent) setMode(l Link, sub maps.Sub, c ModeChange) error {
 		return fmt.Errorf("%w; turn it off before: vlan off trunk off", err)
 	}
 	if sub.Host {
-		if err := canHost(sub.Mode, sub.Class); err != nil {
+		if err := canHost("host on", sub.Mode, sub.Class); err != nil {
 			return fmt.Errorf("%w; turn it off before: host off", err)
+		}
+	}
+	if sub.Via {
+		if err := canHost("via-host", sub.Mode, sub.Class); err != nil {
+			return fmt.Errorf("%w; turn it off before: via-host off", err)
 		}
 	}
 	if c.Source != nil { // first, as it may be refused for want of room

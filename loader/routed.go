@@ -158,7 +158,8 @@ func canStack(addrs []netip.Addr) error {
 }
 
 // forward lets the host's stack forward what comes by the parent while a
-// sub-interface in mode l3s needs it, and puts back what was found.
+// sub-interface in mode l3s, or one that reaches networks by way of the host, needs it,
+// and puts back what was found.
 func (p *parent) forward(on bool) error {
 	if p.link == nil {
 		return nil

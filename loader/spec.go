@@ -38,7 +38,7 @@ func (h *Host) Spec(l Link) (LinkSpec, error) {
 	spec := LinkSpec{
 		Parent: l.Parent, Name: l.Name, Kind: l.Kind, Mode: l.Mode, Queue: l.Queue, MAC: l.MAC, MTU: l.MTU, Netns: l.Netns,
 		Source: SourceSpec{MACs: l.Sources, NoDst: l.NoDst}, NoPromisc: l.NoPromisc != nil && *l.NoPromisc,
-		Up: l.Flags&unix.IFF_UP != 0, Port: l.Place == maps.Port, Netkit: l.Netkit, Host: l.Host, Owner: l.Owner, Guard: guardSpec(l.Guard), VLAN: vlanSpec(l.VLAN),
+		Up: l.Flags&unix.IFF_UP != 0, Port: l.Place == maps.Port, Netkit: l.Netkit, Host: l.Host, Via: l.Via, Owner: l.Owner, Guard: guardSpec(l.Guard), VLAN: vlanSpec(l.VLAN),
 	}
 	if l.Kind == maps.Ipvlan {
 		spec.Flag = l.Class

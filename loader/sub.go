@@ -112,6 +112,10 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 		return err
 	}
 	sub.Guarded = guard.Active()
+	if err := p.maps.PutVia(id, spec.Via); err != nil {
+		return err
+	}
+	sub.Via = len(spec.Via) > 0
 	if spec.Port {
 		sub.Place = maps.Port
 	}
@@ -450,6 +454,9 @@ func (p *parent) removeKeys(id maps.ID, sub maps.Sub) error {
 			return err
 		}
 	}
+	if err := p.maps.PutVia(id, nil); err != nil {
+		return err
+	}
 	addrs, err := p.maps.Addrs()
 	if err != nil {
 		return err
@@ -480,9 +487,10 @@ func (p *parent) reindex(sub maps.Sub) error {
 	var hosts uint32
 	stack := false
 	for i, s := range subs {
-		if s.State != maps.Free && s.Host {
+		if s.State != maps.Free && s.HearsHost() {
 			hosts++
 		}
+		stack = stack || s.State != maps.Free && s.Via
 		if s.State != maps.Free && s.Place == maps.Port {
 			p.rec.Ports++
 		}

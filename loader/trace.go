@@ -64,7 +64,7 @@ func (h *Host) Trace(parent string, from *Selector, frame []byte) (Trace, error)
 func (h *Host) TraceHost(parent string, frame []byte) (Trace, error) {
 	return h.trace(parent, func(t *tracer, set *maps.Set) error {
 		if t.rec.Hosts == 0 {
-			return fmt.Errorf("from host: %w: no sub-interface on %s has host access, so no program looks at what the host sends", ErrNotFound, parent)
+			return fmt.Errorf("from host: %w: no sub-interface on %s has host access or reaches networks by way of the host, so no program looks at what the host sends", ErrNotFound, parent)
 		}
 		return t.dry(set, func(dry *bpf.DryRun) error { return t.run(dry, pinHostProg, t.rec.Index, frame) })
 	})
@@ -320,6 +320,11 @@ func (t *tracer) explain(s bpf.TraceStep) TraceStep {
 		if id != 0 {
 			step.Text = "a DHCP server's reply to its client"
 		}
+	case bpf.TraceStepKindSTEP_VIA:
+		step.Text = "none of what it reaches by way of the host"
+		if s.Value != 0 {
+			step.Text = "it reaches that by way of the host"
+		}
 	case bpf.TraceStepKindSTEP_COPY:
 		step.Sub = t.name(t.legs[s.Value])
 		step.Text = "a copy"
@@ -421,4 +426,5 @@ var stepNames = map[bpf.TraceStepKind]string{
 	bpf.TraceStepKindSTEP_GUARD:       "guard",
 	bpf.TraceStepKindSTEP_CLAIMED:     "claimed",
 	bpf.TraceStepKindSTEP_FIT:         "tags",
+	bpf.TraceStepKindSTEP_VIA:         "via_host",
 }

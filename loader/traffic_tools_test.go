@@ -172,11 +172,17 @@ func ip6Of(e *end) netip.Addr { return e.ip6.Addr() }
 // the same time, and compares what came with what went.
 func bulk(t testing.TB, from, to *end, ip func(*end) netip.Addr, size int64) {
 	t.Helper()
+	bulkBy(t, from, to, ip(from), ip(to), ip(to), size)
+}
+
+// bulkBy is bulk to a service at an address of its end's that is called by another.
+func bulkBy(t testing.TB, from, to *end, local, called, at netip.Addr, size int64) {
+	t.Helper()
 	var (
 		ln  net.Listener
 		err error
 	)
-	to.ns.Do(t, func() { ln, err = net.Listen("tcp", netip.AddrPortFrom(ip(to), 0).String()) })
+	to.ns.Do(t, func() { ln, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String()) })
 	if err != nil {
 		t.Fatalf("listen at %s: %v", to.name, err)
 	}
@@ -192,8 +198,9 @@ func bulk(t testing.TB, from, to *end, ip func(*end) netip.Addr, size int64) {
 		result <- exchange(conn, size, 1, 2)
 	}()
 	var conn net.Conn
-	dialer := net.Dialer{Timeout: socketTime, LocalAddr: &net.TCPAddr{IP: ip(from).AsSlice()}}
-	from.ns.Do(t, func() { conn, err = dialer.Dial("tcp", ln.Addr().String()) })
+	dialer := net.Dialer{Timeout: socketTime, LocalAddr: &net.TCPAddr{IP: local.AsSlice()}}
+	port := ln.Addr().(*net.TCPAddr).AddrPort().Port()
+	from.ns.Do(t, func() { conn, err = dialer.Dial("tcp", netip.AddrPortFrom(called, port).String()) })
 	if err != nil {
 		t.Fatalf("connect from %s to %s: %v", from.name, to.name, err)
 	}

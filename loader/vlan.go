@@ -168,7 +168,7 @@ func (v VLAN) suits(mode maps.Mode, host bool, guard maps.Guard) error {
 	case v.IsTrunk() && guard.On:
 		why = "a guard lets nothing pass that has a tag; use vlan, or turn it off before: guard off"
 	case host:
-		why = "the host is in no VLAN of the parent's; turn it off before: host off"
+		why = "the host is in no VLAN of the parent's; turn off before what leads to it: host off, via-host off"
 	default:
 		return nil
 	}
@@ -375,7 +375,7 @@ func (h *Host) SetVLAN(sel Selector, spec VLANSpec) error {
 // setVLAN enters the new keys, then writes the record, and deletes the old keys last;
 // while both are there, the record decides.
 func (p *parent) setVLAN(l Link, sub maps.Sub, v VLAN) error {
-	if err := v.suits(sub.Mode, sub.Host, l.Guard); err != nil {
+	if err := v.suits(sub.Mode, sub.HearsHost(), l.Guard); err != nil {
 		return err
 	}
 	subs, err := p.maps.Subs()

@@ -85,6 +85,13 @@ func (s *LinkSpec) SetHost(word string) error {
 	return nil
 }
 
+// SetVia sets the networks to be reached by way of the host, separated by commas; "off",
+// which "" is, too, for none.
+func (s *LinkSpec) SetVia(words string) (err error) {
+	s.Via, err = ParseVia(words)
+	return err
+}
+
 func listed[T any](all []T) string {
 	names := make([]string, len(all))
 	for i, v := range all {

@@ -149,6 +149,13 @@ func (s *Set) adoptKeys(o *Older) error {
 	if err := putAll(s.byLeg, legs); err != nil {
 		return err
 	}
+	vias, err := oldEntries[uint32, bpf.XvlanVia](o, bpf.XvlanMapVias, "", "via")
+	if err != nil {
+		return err
+	}
+	if err := putAll(s.vias, vias); err != nil {
+		return err
+	}
 	sources, err := oldEntries[bpf.XvlanSrcKey, uint32](o, bpf.XvlanMapBySrc, "src_key", "")
 	if err != nil {
 		return err

@@ -48,7 +48,8 @@ func (s *Set) all(t *testing.T) map[string]any {
 	addrs, err3 := s.Addrs()
 	sources, err4 := s.Sources()
 	stats, err5 := s.AllStats()
-	check(t, err1, err2, err3, err4, err5)
+	vias, err6 := s.Vias()
+	check(t, err1, err2, err3, err4, err5, err6)
 	byAddr := map[netip.Addr]Addr{}
 	for _, a := range addrs {
 		byAddr[a.Addr] = a
@@ -66,7 +67,7 @@ func (s *Set) all(t *testing.T) map[string]any {
 	check(t, walk(s.byMAC, func(k bpf.XvlanMacKey, d bpf.XvlanDest) { byMAC[k] = d }),
 		walk(s.byLeg, func(k uint32, d bpf.XvlanDest) { byLeg[k] = d }))
 	return map[string]any{
-		"parent": rec, "subs": subs, "addresses": byAddr, "sources": sources, "counters": stats, "rings": rings,
+		"parent": rec, "subs": subs, "addresses": byAddr, "sources": sources, "networks": vias, "counters": stats, "rings": rings,
 		"members": members, "slots of macs": macs, "slots of legs": legs, "macs": byMAC, "legs": byLeg,
 	}
 }
@@ -76,6 +77,7 @@ func (s *Set) furnish(t *testing.T) {
 	t.Helper()
 	legs := []int{0, 7, 7 + s.legSlots.len, 9}
 	check(t, s.PutParent(Parent{Schema: bpf.Schema, Capacity: capacity, Index: 2, MTU: 1500, Name: "eth0", Reason: "x", LastID: 3}))
+	check(t, s.PutVia(2, []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12")}))
 	for id := ID(1); id <= 3; id++ {
 		d := Dest{ID: id, Gen: uint32(id) + 5, Origin: Given}
 		sub := Sub{

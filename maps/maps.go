@@ -41,6 +41,7 @@ type Set struct {
 	bySrc   *ebpf.Map
 	vlans   *ebpf.Map
 	trunks  *ebpf.Map
+	vias    *ebpf.Map
 	macSlot *ebpf.Map
 	legSlot *ebpf.Map
 	ip4Slot *ebpf.Map
@@ -71,6 +72,7 @@ func (s *Set) fields() map[string]**ebpf.Map {
 		bpf.XvlanMapBySrc:   &s.bySrc,
 		bpf.XvlanMapVlans:   &s.vlans,
 		bpf.XvlanMapTrunks:  &s.trunks,
+		bpf.XvlanMapVias:    &s.vias,
 		bpf.MapMACSlots:     &s.macSlot,
 		bpf.MapLegSlots:     &s.legSlot,
 		bpf.MapIP4Slots:     &s.ip4Slot,

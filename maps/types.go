@@ -303,6 +303,7 @@ type Sub struct {
 	Netkit   bool // its legs are a netkit pair, not veth
 	Host     bool // it and the host reach each other
 	Trunk    bool // it has part in the VLANs of its Trunk, by their tags
+	Via      bool // it reaches networks by way of the host: see Vias
 	NoDHCP   bool // of an ipvlan: its DHCP is left as it is
 	Guarded  bool // what it sends is looked at first, as its Guard says
 	MAC      net.HardwareAddr
@@ -314,6 +315,9 @@ type Sub struct {
 // Keyed tells whether frames find the sub-interface by its MAC: a passthru one
 // has its parent's, and gets what nobody else does.
 func (s *Sub) Keyed() bool { return s.Kind == Macvlan && s.Mode != Passthru }
+
+// HearsHost tells whether what the host sends goes to the sub-interface.
+func (s *Sub) HearsHost() bool { return s.Host || s.Via }
 
 func (s *Sub) toC() bpf.XvlanSub {
 	c := bpf.XvlanSub{
@@ -348,6 +352,9 @@ func (s *Sub) toC() bpf.XvlanSub {
 	}
 	if s.Trunk {
 		c.Flags |= bpf.XvlanSubFlagSUB_TRUNK
+	}
+	if s.Via {
+		c.Flags |= bpf.XvlanSubFlagSUB_VIA
 	}
 	if s.Guarded {
 		c.Flags |= bpf.XvlanSubFlagSUB_GUARDED
@@ -390,6 +397,7 @@ func subFromC(c *bpf.XvlanSub) Sub {
 		NoDHCP:   c.Flags&bpf.XvlanSubFlagSUB_NO_DHCP != 0,
 		Host:     c.Flags&bpf.XvlanSubFlagSUB_HOST != 0,
 		Trunk:    c.Flags&bpf.XvlanSubFlagSUB_TRUNK != 0,
+		Via:      c.Flags&bpf.XvlanSubFlagSUB_VIA != 0,
 		Guarded:  c.Flags&bpf.XvlanSubFlagSUB_GUARDED != 0,
 		UCFilter: c.Flags&bpf.XvlanSubFlagSUB_UC_FILTER != 0,
 		MAC:      net.HardwareAddr(c.Mac[:]),
@@ -412,13 +420,13 @@ type Parent struct {
 	IPKeyed     uint32 // number of ipvlan sub-interfaces
 	Watched     uint32 // bits of those who watch what the programs decide
 	Ports       uint32 // number of sub-interfaces whose Place is Port
-	Hosts       uint32 // number of sub-interfaces with host access
+	Hosts       uint32 // number of sub-interfaces that the host's frames go to
 	VLANs       uint32 // number of sub-interfaces in a VLAN, trunks among them
 	Trunks      uint32 // number of trunks
 	LastID      ID     // taken last
 	SetAllmulti bool   // allmulti was turned on, detach turns it off
 	AddClsact   bool   // the clsact qdisc was added, detach removes it
-	SetForward4 bool   // forwarding was turned on for mode l3s, and goes with the last of it
+	SetForward4 bool   // forwarding was turned on for who goes through the host's stack, and goes with the last of these
 	SetForward6 bool   // likewise force_forwarding
 	HadCTag     bool   // its filter of VLANs was turned off, and is on again with the last of them
 	HadSTag     bool   // likewise that of service VLANs

@@ -40,6 +40,7 @@ func (s *Set) Use() ([]Use, error) {
 		{bpf.XvlanMapByLeg, s.byLeg, entries[uint32, bpf.XvlanDest]},
 		{bpf.XvlanMapBySrc, s.bySrc, entries[bpf.XvlanSrcKey, uint32]},
 		{bpf.XvlanMapTrunks, s.trunks, entries[uint32, bpf.XvlanTrunk]},
+		{bpf.XvlanMapVias, s.vias, entries[uint32, bpf.XvlanVia]},
 		{bpf.XvlanMapVlans, s.vlans, entries[uint32, uint32]},
 	} {
 		n, err := m.count(m.m)

@@ -60,7 +60,7 @@ func TestUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Use{{"subs", 3, 100}, {"by_mac", 3, 200}, {"by_ip4", 1, 2624}, {"by_ip6", 2, 2624}, {"by_leg", 0, 100}, {"by_src", 0, 1600}, {"trunks", 0, 100}, {"vlans", 0, 4196}}
+	want := []Use{{"subs", 3, 100}, {"by_mac", 3, 200}, {"by_ip4", 1, 2624}, {"by_ip6", 2, 2624}, {"by_leg", 0, 100}, {"by_src", 0, 1600}, {"trunks", 0, 100}, {"vias", 0, 100}, {"vlans", 0, 4196}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("use is %v\nwant %v", got, want)
 	}

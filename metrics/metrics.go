@@ -64,7 +64,7 @@ var (
 	programRuns    = desc("program_runs_total", "Runs of a BPF program, while kernel.bpf_stats_enabled is set.", ofParent, "program")
 	programSeconds = desc("program_run_seconds_total", "Time spent in these runs.", ofParent, "program")
 
-	linkInfo  = desc("link_info", "A sub-interface.", ofLink, "type", "mode", "class", "host", "vlan", "qinq", "trunk")
+	linkInfo  = desc("link_info", "A sub-interface.", ofLink, "type", "mode", "class", "host", "via_host", "vlan", "qinq", "trunk")
 	linkUp    = desc("link_up", "Whether a sub-interface is up and has its carrier.", ofLink)
 	rxPackets = desc("link_receive_packets_total", "Packets handed to a sub-interface.", ofLink)
 	rxBytes   = desc("link_receive_bytes_total", "Bytes of these packets.", ofLink)
@@ -197,7 +197,7 @@ func (e emitter) link(l *loader.Link) {
 	if l.OperState == "UP" {
 		up = 1
 	}
-	e.gauge(linkInfo, 1, with(l.Kind.String(), l.Mode.String(), l.Class.String(), onOff[l.Host], number(l.VLAN.ID), number(l.VLAN.Outer), l.VLAN.Trunk.String())...)
+	e.gauge(linkInfo, 1, with(l.Kind.String(), l.Mode.String(), l.Class.String(), onOff[l.Host], onOff[len(l.Via) > 0], number(l.VLAN.ID), number(l.VLAN.Outer), l.VLAN.Trunk.String())...)
 	e.gauge(linkUp, up, labels...)
 	e.counter(rxPackets, l.Stats[maps.RX].Packets, labels...)
 	e.counter(rxBytes, l.Stats[maps.RX].Bytes, labels...)

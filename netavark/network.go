@@ -51,7 +51,7 @@ type container struct {
 
 // options are a network's, understood.
 type options struct {
-	spec           loader.LinkSpec // kind, mode, flag, MTU, queue, datapath, host, guard and VLANs
+	spec           loader.LinkSpec // kind, mode, flag, MTU, queue, datapath, host, via-host, guard and VLANs
 	metric         int             // of default routes
 	noDefaultRoute bool
 }
@@ -69,7 +69,7 @@ func (n *network) parseOptions() (o options, err error) {
 		}
 	}
 	err = errors.Join(o.spec.SetMode(n.Options["mode"]), o.spec.SetFlag(n.Options["flag"]), o.spec.SetDatapath(n.Options["datapath"]), o.spec.SetHost(n.Options["host"]),
-		o.spec.Guard.Parse(n.Options["guard"], n.Options["bcrate"]), o.spec.VLAN.Parse(n.Options["vlan"], n.Options["qinq"], n.Options["trunk"]))
+		o.spec.SetVia(n.Options["via-host"]), o.spec.Guard.Parse(n.Options["guard"], n.Options["bcrate"]), o.spec.VLAN.Parse(n.Options["vlan"], n.Options["qinq"], n.Options["trunk"]))
 	if err == nil && o.spec.Mode == maps.Source {
 		err = fmt.Errorf("mode source: %w: it takes a list, which podman has no words for", loader.ErrInvalid)
 	}
@@ -86,7 +86,7 @@ func (n *network) option(o *options, key, value string) (err error) {
 			return fmt.Errorf("%w: the network's interface is %s; say one", loader.ErrInvalid, n.Interface)
 		}
 		n.Interface = value
-	case "mode", "flag", "datapath", "host", "guard", "bcrate", "vlan", "qinq", "trunk": // together, when all are known
+	case "mode", "flag", "datapath", "host", "via-host", "guard", "bcrate", "vlan", "qinq", "trunk": // together, when all are known
 	case "mtu":
 		o.spec.MTU, err = number(value, 1)
 	case "metric":

@@ -92,7 +92,7 @@ func ping(t *testing.T, n *lab.Netns, addr string) {
 func TestSetup(t *testing.T) {
 	r := newRig(t)
 	for _, options := range []string{
-		`null`, `{"mode": "bridge", "mtu": "1400", "metric": "7", "bclim": "10"}`, `{"mode": "l2", "datapath": "tc", "host": "on", "guard": "on", "bcrate": "50"}`, `{"mode": "l3"}`,
+		`null`, `{"mode": "bridge", "mtu": "1400", "metric": "7", "bclim": "10"}`, `{"mode": "l2", "datapath": "tc", "host": "on", "guard": "on", "bcrate": "50"}`, `{"mode": "l3", "via-host": "10.96.0.0/12"}`,
 	} {
 		t.Run(options, func(t *testing.T) {
 			for i, c := range r.containers {
@@ -184,6 +184,7 @@ func TestCreate(t *testing.T) {
 		`"options": {"no_default_route": "maybe"}}`:                                    "no_default_route",
 		`"options": {"datapath": "slow"}}`:                                             "slow",
 		`"options": {"host": "yes"}}`:                                                  "yes",
+		`"options": {"via-host": "10.96.0.0/33"}}`:                                     "10.96.0.0/33",
 		`"options": {"guard": "maybe"}}`:                                               "maybe",
 		`"options": {"bcrate": "0"}}`:                                                  "bcrate",
 		`"network_interface": "eth1", "options": {"parent": "eth0"}}`:                  "eth1",
@@ -192,8 +193,8 @@ func TestCreate(t *testing.T) {
 		`"ipam_options": {"driver": "dhcp"}}`:                                          "dhcp",
 		`"ipam_options": {"driver": "host-local"}}`:                                    "subnet",
 		`"ipam_options": {"driver": "none"}, "subnets": [{"subnet": "10.81.0.0/24"}]}`: "none",
-		`"options": 3}`:                                                                "options",
-		`}`:                                                                            "read network",
+		`"options": 3}`: "options",
+		`}`:             "read network",
 	} {
 		r.refused(t, says, base+in, "create")
 	}

@@ -363,6 +363,7 @@ func TestRefused(t *testing.T) {
 		{create("-o parent=eth0 -o mtu=big x"), "mtu"},
 		{create("-o parent=eth0 -o datapath=slow x"), "datapath"},
 		{create("-o parent=eth0 -o host=yes x"), "host"},
+		{create("-o parent=eth0 -o via-host=10.96.0.0/33 x"), "via-host"},
 		{create("-o parent=eth0 -o guard=maybe x"), "guard"},
 		{create("-o parent=eth0 -o bcrate=few x"), "bcrate"},
 	} {

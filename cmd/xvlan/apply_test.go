@@ -150,6 +150,21 @@ func TestApplyChanges(t *testing.T) {
 		"~ link c1 link eth0 addr 10.77.0.10/24 10.77.0.11/24 -> 10.77.0.11/25\n")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, addr: 10.77.0.11/24, netns: HOST, up: true}",
 		"~ link c1 link eth0 netns INSIDE -> HOST, addr 10.77.0.11/25 -> 10.77.0.11/24\n")
+	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, via-host: [169.254.169.254, 10.96.0.0/12]}",
+		"~ link c1 link eth0 via-host none -> 10.96.0.0/12 169.254.169.254/32\n")
+	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, via-host: '10.96.0.0/12,fd00:96::/112'}",
+		"~ link c1 link eth0 via-host 10.96.0.0/12 169.254.169.254/32 -> 10.96.0.0/12 fd00:96::/112\n")
+	if out := w.must(t, "-d link show c1"); !strings.Contains(out, "\n    via-host 10.96.0.0/12 fd00:96::/112\n") {
+		t.Errorf("it shows\n%s", out)
+	}
+	if out := w.must(t, "config"); !strings.Contains(out, "via-host: [10.96.0.0/12, 'fd00:96::/112']") {
+		t.Errorf("as a file it is\n%s", out)
+	}
+	w.applies(t, head+"  - {name: c1, type: macvlan, mode: vepa, via-host: off}",
+		"~ link c1 link eth0 mode private -> vepa, via-host 10.96.0.0/12 fd00:96::/112 -> none\n")
+	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, via-host: 10.96.0.0/12}",
+		"~ link c1 link eth0 mode vepa -> private, via-host none -> 10.96.0.0/12\n")
+	w.must(t, "link set c1 via-host off")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: source, macaddr: ["+wireMAC+", "+parentMAC+"]}",
 		"~ link c1 link eth0 mode private -> source, macaddr none -> "+wireMAC+" "+parentMAC+"\n")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: source, macaddr: "+wireMAC+", up: false}",
@@ -248,6 +263,10 @@ var mistakes = []struct {
 	{"{name: c1, type: macvlan, delivery: xdp}", ":1:68: link c1: delivery xdp: not supported here: eth0 stands on rung tc", exitFail, false},
 	{"{name: c1, type: macvlan, host: yes}", `:1:64: link c1: host "yes": not known; on and off are`, exitUsage, true},
 	{"{name: c1, type: macvlan, host: on}", ":1:64: link c1: host on: not supported here: vepa", exitFail, false},
+	{"{name: c1, type: macvlan, mode: bridge, via-host: 10.96.0.0/33}", `:1:82: link c1: via-host "10.96.0.0/33": not valid: no network; write them as`, exitFail, false},
+	{"{name: c1, type: macvlan, mode: bridge, via-host: 10.96.0.1/12}", ":1:82: link c1: via-host 10.96.0.1/12: not valid: more bits are set than its length says; the network is 10.96.0.0/12", exitFail, false},
+	{"{name: c1, type: macvlan, mode: bridge, via-host: services}", `:1:82: link c1: via-host "services": not valid: no network`, exitFail, true},
+	{"{name: c1, type: macvlan, via-host: 10.96.0.0/12}", ":1:68: link c1: via-host: not supported here: vepa", exitFail, false},
 	{"{name: c1, type: macvlan, leg: tap}", `:1:63: link c1: leg "tap": not known; veth and netkit are`, exitUsage, true},
 	{"{name: c1, type: macvlan, leg: netkit, delivery: xdp}", ":1:81: link c1: delivery xdp: not supported here: a netkit's driver has no XDP", exitFail, false},
 	{"{name: there, type: macvlan, leg: netkit}", "link there: leg veth -> netkit: it is given when the device is made; --replace", exitFail, false},

@@ -12,7 +12,7 @@ import (
 )
 
 // linkDiff is what a sub-interface that is there has otherwise than a file
-// wants it. Of type, mode, flag, host, delivery, guard, bcrate and VLANs what is not said is as
+// wants it. Of type, mode, flag, host, via-host, delivery, guard, bcrate and VLANs what is not said is as
 // `link add` has it; all else that is not said may be as it is.
 type linkDiff struct {
 	want  *wantedLink
@@ -26,6 +26,7 @@ type linkDiff struct {
 	mode  loader.ModeChange
 	port  *bool
 	host  *bool
+	via   *[]netip.Prefix
 	guard loader.GuardSpec
 	vlan  loader.VLANSpec
 	dev   loader.DeviceChange
@@ -54,6 +55,7 @@ func (d *linkDiff) find() {
 		d.differs("host", onOff(now.Host), onOff(want.Host))
 		d.host = &want.Host
 	}
+	d.findVia()
 	d.findGuard()
 	if is, was := want.VLAN.Of(loader.VLAN{}), now.VLAN.Of(loader.VLAN{}); is != was {
 		d.differs("vlan", orNone(was.String()), orNone(is.String()))
@@ -78,6 +80,15 @@ func (d *linkDiff) find() {
 		if up != now.Up || d.moves { // which sets it down
 			d.dev.Up = &up
 		}
+	}
+}
+
+// findVia finds what differs of the networks that are reached by way of the host.
+func (d *linkDiff) findVia() {
+	want := slices.SortedFunc(slices.Values(d.want.spec.Via), netip.Prefix.Compare)
+	if !slices.Equal(want, d.now.Via) {
+		d.differs("via-host", listWord(d.now.Via), listWord(want))
+		d.via = &want
 	}
 }
 
@@ -203,6 +214,11 @@ func (d *linkDiff) apply(h *loader.Host) error {
 			return err
 		}
 	}
+	if d.via != nil && len(*d.via) == 0 {
+		if err := h.SetVia(sel, nil); err != nil {
+			return err
+		}
+	}
 	if err := vlan(none); err != nil { // likewise, or host access
 		return err
 	}
@@ -216,6 +232,11 @@ func (d *linkDiff) apply(h *loader.Host) error {
 	}
 	if d.host != nil && *d.host {
 		if err := h.SetHost(sel, true); err != nil {
+			return err
+		}
+	}
+	if d.via != nil && len(*d.via) > 0 {
+		if err := h.SetVia(sel, *d.via); err != nil {
 			return err
 		}
 	}

@@ -215,7 +215,7 @@ func (r *configReader) named(entries []entry, what string, at position) (string,
 }
 
 // linkKeys are those of every sub-interface, and those of a macvlan alone.
-var linkKeys, macvlanKeys = []string{"name", "type", "mode", "flag", "netns", "address", "addr", "mtu", "up", "host", "delivery", "leg", "dhcp", "guard", "bcrate", "vlan", "qinq", "trunk"},
+var linkKeys, macvlanKeys = []string{"name", "type", "mode", "flag", "netns", "address", "addr", "mtu", "up", "host", "via-host", "delivery", "leg", "dhcp", "guard", "bcrate", "vlan", "qinq", "trunk"},
 	[]string{"macaddr", "bcqueuelen", "bclim"}
 
 func (r *configReader) link(n *yaml.Node) *wantedLink {
@@ -263,7 +263,7 @@ func (r *configReader) linkKey(e entry, what string, l *wantedLink, t *typeWords
 		if err := e.value.Decode(&l.spec.Up); err != nil || isNull(e.value) {
 			r.fail(e.place(), usagef("%s: up: say true or false", what))
 		}
-	case e.key == "addr":
+	case e.key == "addr" || e.key == "via-host":
 		for _, n := range r.some(e, what) {
 			r.read(n, what, e.key, func(w *words) { w.linkWord(e.key, &l.spec) })
 		}

@@ -81,6 +81,9 @@ func addWords(spec *loader.LinkSpec) string {
 	if spec.Host {
 		say("host", onOff(true))
 	}
+	if len(spec.Via) > 0 {
+		say("via-host", strings.Join(stringsOf(spec.Via), ","))
+	}
 	if spec.Netkit {
 		say("leg", "netkit")
 	}
@@ -149,10 +152,11 @@ func netnsWord(netns string) string {
 	return netns
 }
 
-func listWord[T fmt.Stringer](all []T) string {
-	var words []string
+func listWord[T fmt.Stringer](all []T) string { return orNone(strings.Join(stringsOf(all), " ")) }
+
+func stringsOf[T fmt.Stringer](all []T) (words []string) {
 	for _, x := range all {
 		words = append(words, x.String())
 	}
-	return orNone(strings.Join(words, " "))
+	return words
 }

@@ -17,8 +17,8 @@ import (
 // functions as when it is run: they say which keyword has no value yet, and
 // where a keyword is next it is one of these.
 var keywords = map[string][]string{
-	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "host", "delivery", "leg", "guard", "bcrate", "vlan", "qinq", "trunk", "type"},
-	"set":    {"dev", "link", "netns", "host", "delivery", "guard", "bcrate", "vlan", "qinq", "trunk", "type"},
+	"add":    {"link", "name", "dev", "address", "addr", "mtu", "netns", "up", "host", "via-host", "delivery", "leg", "guard", "bcrate", "vlan", "qinq", "trunk", "type"},
+	"set":    {"dev", "link", "netns", "host", "via-host", "delivery", "guard", "bcrate", "vlan", "qinq", "trunk", "type"},
 	"del":    {"dev", "link", "netns"},
 	"show":   {"dev", "link", "netns"},
 	"attach": {"unknown", "capacity"},
@@ -49,6 +49,7 @@ var fixedValues = map[string][]string{
 	"unknown":     {"pass", "drop"},
 	"set vlan":    {"off"},
 	"set trunk":   {"off"},
+	"via-host":    {"off"},
 }
 
 // completeWords makes a command complete what it reads with words.

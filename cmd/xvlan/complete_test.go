@@ -42,21 +42,21 @@ func TestComplete(t *testing.T) {
 	// A name that a terminal would obey is not offered.
 	w.inside.Run(t, "ip", "link", "set", "c1", "name", "c\x1b[2J")
 	fill := strings.NewReplacer("HOST", w.host.Name(), "IN", w.inside.Name())
-	const behindName = "link address addr mtu netns up host delivery leg guard bcrate vlan qinq trunk type"
+	const behindName = "link address addr mtu netns up host via-host delivery leg guard bcrate vlan qinq trunk type"
 	for line, want := range map[string]string{
 		"": "apply bench capture completion config demo help link man monitor parent probe serve top trace version",
 
 		"link ":                                    "add del set show",
-		"link add ":                                "link name dev address addr mtu netns up host delivery leg guard bcrate vlan qinq trunk type",
+		"link add ":                                "link name dev address addr mtu netns up host via-host delivery leg guard bcrate vlan qinq trunk type",
 		"link add link ":                           "c2 eth0 eth1", // c2, here, can be one; lo, tun0 and host legs not
 		"link add c3 ":                             behindName,
 		"link add dev c3 ":                         behindName,
 		"link add name ":                           "",
-		"link add c3 link eth0 up ":                "address addr mtu netns host delivery leg guard bcrate vlan qinq trunk type",
+		"link add c3 link eth0 up ":                "address addr mtu netns host via-host delivery leg guard bcrate vlan qinq trunk type",
 		"link add c3 address ":                     "",
 		"link add c3 addr 10.0.0.1 ":               behindName, // which may be said again
 		"link add c3 delivery ":                    "auto xdp",
-		"link add c3 netns xvt ":                   "link address addr mtu up host delivery leg guard bcrate vlan qinq trunk type",
+		"link add c3 netns xvt ":                   "link address addr mtu up host via-host delivery leg guard bcrate vlan qinq trunk type",
 		"link add c3 c4 ":                          "",
 		"link add c3 mtu x ":                       "",
 		"link add c3 type ":                        "macvlan ipvlan",
@@ -69,7 +69,7 @@ func TestComplete(t *testing.T) {
 		"link add c3 link eth0 type ipvlan mode ":                                    "l3 l2 l3s",
 		"link add c3 link eth0 type ipvlan mode l2 ":                                 "bridge private vepa dhcp",
 		"link add --datapath ":                                                       "xdp tc kernel",
-		"link a ":                                                                    "link name dev address addr mtu netns up host delivery leg guard bcrate vlan qinq trunk type",
+		"link a ":                                                                    "link name dev address addr mtu netns up host via-host delivery leg guard bcrate vlan qinq trunk type",
 
 		"trace ":                            "eth0",
 		"trace eth0 from ":                  "c2 wire host",
@@ -81,8 +81,8 @@ func TestComplete(t *testing.T) {
 		"link del c2 link ":                 "eth0",
 		"link show ":                        "c2 dev link netns",
 		"link show link ":                   "eth0",
-		"link set ":                         "c2 dev link netns host delivery guard bcrate vlan qinq trunk type",
-		"link set c2 ":                      "link netns host delivery guard bcrate vlan qinq trunk type",
+		"link set ":                         "c2 dev link netns host via-host delivery guard bcrate vlan qinq trunk type",
+		"link set c2 ":                      "link netns host via-host delivery guard bcrate vlan qinq trunk type",
 		"link set c2 type ":                 "macvlan ipvlan",
 		"link set c2 type ipvlan mode ":     "l3 l2 l3s",
 		"link set c1 type macvlan macaddr ": "add del set flush",
@@ -166,7 +166,7 @@ func TestCompleteKeywords(t *testing.T) {
 	for verb, help := range helps {
 		all := keywords[verb]
 		all = append(append(slices.Clone(all), keywords[verb+" macvlan"]...), keywords[verb+" ipvlan"]...)
-		for _, word := range strings.FieldsFunc(help, func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz", r) }) {
+		for _, word := range strings.FieldsFunc(help, func(r rune) bool { return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyz-", r) }) {
 			known := slices.Contains(all, word) || slices.Contains([]string{"xvlan", "link", "auto", "xdp", "veth", "netkit", "macvlan", "ipvlan", "add", "del", "set", "flush", "on", "off", "router", "dhcp", "given", verb}, word)
 			for _, modes := range ipModes {
 				for _, m := range modes {

@@ -36,6 +36,7 @@ type linkYAML struct {
 	MTU      int      `yaml:"mtu,omitempty" json:"mtu,omitempty"`
 	Up       bool     `yaml:"up,omitempty" json:"up,omitempty"`
 	Host     string   `yaml:"host,omitempty" json:"host,omitempty"`
+	Via      []string `yaml:"via-host,omitempty,flow" json:"via-host,omitempty"`
 	Delivery string   `yaml:"delivery,omitempty" json:"delivery,omitempty"`
 	Leg      string   `yaml:"leg,omitempty" json:"leg,omitempty"`
 	DHCP     string   `yaml:"dhcp,omitempty" json:"dhcp,omitempty"`
@@ -133,6 +134,7 @@ func configLink(spec *loader.LinkSpec, l loader.Link, parentMTU int) linkYAML {
 	if spec.Host {
 		y.Host = onOff(true)
 	}
+	y.Via = stringsOf(spec.Via)
 	if spec.Port {
 		y.Delivery = portWord(true)
 	}

@@ -44,6 +44,7 @@ func TestTrace(t *testing.T) {
 		w.must(t, "link add link eth0 c1 leg "+w.leg+" netns "+inside+" address "+subMAC+" addr "+subAddr+"/24 up type macvlan mode bridge")
 		w.must(t, "link add link eth0 i1 leg "+w.leg+" netns "+inside+" addr 10.77.0.11/24 up host on type ipvlan mode l2")
 		w.must(t, "link add link eth0 down1 netns "+inside+" addr 10.77.0.12/24 type macvlan mode bridge")
+		w.must(t, "link add link eth0 v1 leg "+w.leg+" netns "+inside+" addr 10.77.0.13/24 up via-host 10.96.0.0/12 type macvlan mode private")
 		before := w.must(t, "-j -s link show") + w.must(t, "-j parent show")
 		rx := func(fate string) []string {
 			all := []string{"xvlan_rx on eth0: " + fate}
@@ -63,7 +64,7 @@ func TestTrace(t *testing.T) {
 			{"ip 10.77.0.254 " + subAddr, rx("to c1, straight into its namespace"), []string{"c1 rx"}},
 			{"ip 10.77.0.254 10.77.0.11 proto tcp dport 80", rx("to i1, straight into its namespace"), []string{"i1 rx"}},
 			{"arp 10.77.0.254 " + subAddr, rx("to c1, by its host leg"), []string{"c1 rx"}},
-			{"ip 10.77.0.254 255.255.255.255", rx("on to the host's stack"), []string{"c1 rx", "i1 rx", "eth0 pass"}},
+			{"ip 10.77.0.254 255.255.255.255", rx("on to the host's stack"), []string{"c1 rx", "i1 rx", "v1 rx", "eth0 pass"}},
 			{"dst " + parentMAC + " ip 10.77.0.254 " + hostAddr, rx("on to the host's stack"), []string{"eth0 pass"}},
 			{"dst 02:00:00:00:77:99 ip 10.77.0.254 10.77.0.99", dropped, []string{"eth0 drop_unknown"}},
 			{"ip 10.77.0.254 10.77.0.12", dropped, []string{"eth0 drop_unknown"}},
@@ -71,6 +72,9 @@ func TestTrace(t *testing.T) {
 			{"from i1 netns " + inside + " arp 10.77.0.77 10.77.0.254", []string{"xvlan_tx on xv2-2: out of eth0"}, []string{"i1 tx", "c1 rx"}},
 			{"from i1 dst 02:00:00:00:77:fe len 2000 ip 10.77.0.11 10.77.0.254", []string{"xvlan_tx on xv2-2: dropped"}, []string{"i1 drop_mtu"}},
 			{"from i1 dst " + parentMAC + " ip 10.77.0.11 " + hostAddr, []string{"xvlan_tx on xv2-2: to the host, as if come in by eth0"}, []string{"i1 tx"}},
+			{"from v1 dst 02:00:00:00:77:fe ip 10.77.0.13 10.96.0.1", []string{"xvlan_tx on xv2-4: to the host, as if come in by eth0"}, []string{"v1 tx"}},
+			{"from v1 dst 02:00:00:00:77:fe ip 10.77.0.13 10.112.0.1", []string{"xvlan_tx on xv2-4: out of eth0"}, []string{"v1 tx"}},
+			{"from v1 arp 10.77.0.13 10.96.0.1", []string{"xvlan_tx on xv2-4: to v1, straight into its namespace"}, []string{"v1 tx", "v1 rx"}},
 			{"from host ip " + hostAddr + " 10.77.0.11", []string{"xvlan_host on eth0: to i1, by its host leg"}, []string{"eth0 tx", "i1 rx"}},
 			{"from host arp " + hostAddr + " 10.77.0.11", []string{"xvlan_host on eth0: to i1, by its host leg"}, []string{"eth0 tx", "i1 rx"}},
 			{"from host ip " + hostAddr + " " + subAddr, []string{"xvlan_host on eth0: on its way out of eth0"}, []string{"eth0 tx"}},
@@ -90,6 +94,9 @@ func TestTrace(t *testing.T) {
 		}
 		if out := w.must(t, "trace eth0 from i1 arp 10.77.0.77 10.77.0.254"); !strings.Contains(out, "would be learned") {
 			t.Errorf("that an address would be learned is not said in\n%s", out)
+		}
+		if out := w.must(t, "trace eth0 from v1 dst 02:00:00:00:77:fe ip 10.77.0.13 10.96.0.1"); !strings.Contains(out, "it reaches that by way of the host") {
+			t.Errorf("that it goes by way of the host is not said in\n%s", out)
 		}
 		if after := w.must(t, "-j -s link show") + w.must(t, "-j parent show"); after != before {
 			t.Errorf("before\n%s\nafter\n%s", before, after)

@@ -39,6 +39,8 @@ var scenes = []scene{
 	{name: "first add, host on", line: strings.Replace(addFirst, " up ", " up host on ", 1)},
 	{name: "set host", prepare: []string{addFirst}, line: "link set c1 host on"},
 	{name: "set host off", prepare: []string{strings.Replace(addFirst, " up ", " up host on ", 1)}, line: "link set c1 host off"},
+	{name: "set via-host", prepare: []string{addFirst}, line: "link set c1 via-host 10.96.0.0/12"},
+	{name: "set via-host off", prepare: []string{strings.Replace(addFirst, " up ", " up via-host 10.96.0.0/12 ", 1)}, line: "link set c1 via-host off"},
 	{name: "first add, kernel", line: addFirst + " --datapath kernel"},
 	{name: "first add, passthru", line: "link add link eth0 c1 addr 10.77.0.10/24 netns IN up type macvlan mode passthru"},
 	{name: "first add, source", line: strings.Replace(addFirst, "mode bridge", "mode source macaddr add "+wireMAC, 1)},

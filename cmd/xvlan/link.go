@@ -26,7 +26,7 @@ func (a *app) linkCmd() *cobra.Command {
 	add := &cobra.Command{
 		Use: `add link PARENT [name|dev] NAME [address MAC] [addr CIDR]... [mtu BYTES]
              [netns NAME|PID|PATH] [up] [host {on|off}] [delivery {auto|xdp}] [leg {veth|netkit}]
-             [guard {off|on[,router][,dhcp][,given]}] [bcrate {FRAMES|off}]
+             [via-host NET[,NET...]] [guard {off|on[,router][,dhcp][,given]}] [bcrate {FRAMES|off}]
              [vlan ID [qinq OUTER]] [trunk LIST]
              type {macvlan MACVLAN | ipvlan IPVLAN}
   MACVLAN := [mode {vepa|bridge|private|passthru [nopromisc]|source [nodst]}]
@@ -45,6 +45,8 @@ l3 with the flag bridge where nothing else is said, as with ip.
   netns       where it belongs: a name, a process ID or a path
   up          set it up
   host        on: it and the host reach each other
+  via-host    networks, separated by commas, that it reaches by way of the host's
+              stack: what it sends there is routed and translated as the host has it
   delivery    xdp: XDP programs and AF_XDP sockets on it get its unicast
   leg         netkit: its device is one of a netkit pair instead of veth (Linux 6.8)
   guard       on: what it sends has to be its own: its MAC, its addresses, what it
@@ -93,13 +95,13 @@ l3 with the flag bridge where nothing else is said, as with ip.
 			},
 		},
 		&cobra.Command{
-			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | host {on|off} | delivery {auto|xdp} |
-      guard {off|on[,router][,dhcp][,given]} | bcrate {FRAMES|off} |
+			Use: `set [dev] NAME [link PARENT] {netns NAME|PID|PATH | host {on|off} | via-host {NET[,NET...]|off} |
+      delivery {auto|xdp} | guard {off|on[,router][,dhcp][,given]} | bcrate {FRAMES|off} |
       vlan {ID [qinq OUTER]|off} | trunk {LIST|off}}
   xvlan link set [dev] NAME [link PARENT] type {macvlan [mode MODE] [macaddr {{add|del} MAC | set [MAC...] | flush}]
       [bcqueuelen FRAMES] [bclim DEVICES] |
              ipvlan [mode MODE] [bridge|private|vepa] [dhcp {on|off}]}`,
-			Short: "Move a sub-interface, or change its host access, delivery, guard, VLAN, mode, flag or list of sources",
+			Short: "Move a sub-interface, or change its host access, ways by the host, delivery, guard, VLAN, mode, flag or list of sources",
 			RunE:  func(_ *cobra.Command, args []string) error { return a.set(args) },
 		},
 		&cobra.Command{
@@ -127,7 +129,7 @@ func (a *app) set(args []string) error {
 		return err
 	}
 	if kind == nil && to == (target{}) {
-		return usagef("set %s: say what: netns NAME, host on, delivery xdp, guard on, or type ...; other changes are made with `ip link set`", sel.Name)
+		return usagef("set %s: say what: netns NAME, host on, via-host NET, delivery xdp, guard on, or type ...; other changes are made with `ip link set`", sel.Name)
 	}
 	var change *loader.ModeChange
 	if kind != nil {
@@ -143,6 +145,11 @@ func (a *app) set(args []string) error {
 	return a.with(func(h *loader.Host) error {
 		if to.host != nil && !*to.host { // before a mode that has none
 			if err := h.SetHost(sel, false); err != nil {
+				return err
+			}
+		}
+		if to.via != nil && len(*to.via) == 0 {
+			if err := h.SetVia(sel, nil); err != nil {
 				return err
 			}
 		}
@@ -163,6 +170,11 @@ func (a *app) set(args []string) error {
 		}
 		if to.host != nil && *to.host {
 			if err := h.SetHost(sel, true); err != nil {
+				return err
+			}
+		}
+		if to.via != nil && len(*to.via) > 0 {
+			if err := h.SetVia(sel, *to.via); err != nil {
 				return err
 			}
 		}
@@ -188,9 +200,10 @@ func (a *app) set(args []string) error {
 
 // target is what `link set` makes of a sub-interface, type and mode aside.
 type target struct {
-	netns string // "": stays
-	port  *bool  // nil: stays
-	host  *bool  // nil: stays
+	netns string          // "": stays
+	port  *bool           // nil: stays
+	host  *bool           // nil: stays
+	via   *[]netip.Prefix // nil: stays
 	guard loader.GuardSpec
 	vlan  loader.VLANSpec
 }
@@ -309,6 +322,8 @@ func (w *words) linkWord(word string, spec *loader.LinkSpec) bool {
 		spec.Netkit = w.leg()
 	case "host":
 		spec.Host = w.onOff(word)
+	case "via-host":
+		spec.Via = append(spec.Via, w.via()...)
 	case "guard", "bcrate":
 		w.guard(word, &spec.Guard)
 	case "vlan", "qinq", "trunk":
@@ -352,6 +367,23 @@ func (w *words) onOff(keyword string) bool {
 		w.fail(usagef("%s %q: not known; on and off are", keyword, v))
 	}
 	return v == "on"
+}
+
+// via reads networks that are reached by way of the host, off for none.
+func (w *words) via() []netip.Prefix {
+	value := w.value("via-host")
+	if w.err != nil {
+		return nil
+	}
+	if value == "" {
+		w.fail(usagef("via-host: its value is missing"))
+		return nil
+	}
+	nets, err := loader.ParseVia(value)
+	if err != nil {
+		w.fail(err)
+	}
+	return nets
 }
 
 // guard reads a guard or a budget.
@@ -444,6 +476,9 @@ func parseSelector(w *words, to *target) (sel loader.Selector, err error) {
 		case word == "host" && to != nil:
 			host := w.onOff(word)
 			to.host = &host
+		case word == "via-host" && to != nil:
+			nets := w.via()
+			to.via = &nets
 		case (word == "guard" || word == "bcrate") && to != nil:
 			w.guard(word, &to.guard)
 		case (word == "vlan" || word == "qinq" || word == "trunk") && to != nil:

@@ -196,7 +196,7 @@ func linkTraits(l *loader.Link) []trait {
 		{"type", l.Kind.String()}, {"mode", l.Mode.String() + modeOptions(*l)}, {"datapath", l.Rung.String()},
 		{"netns", l.Netns}, {"address", l.MAC.String()}, {"mtu", strconv.Itoa(l.MTU)}, {"state", l.OperState},
 		{"flags", "<" + strings.Join(flags(l.Flags), ",") + ">"}, {"delivery", delivery(l.Place)},
-		{"host", onOff(l.Host)}, {"dhcp", onOff(!l.NoDHCP)},
+		{"host", onOff(l.Host)}, {"via-host", strings.Join(stringsOf(l.Via), " ")}, {"dhcp", onOff(!l.NoDHCP)},
 		{"guard", guardWord(l.Guard)}, {"vlan", l.VLAN.String()},
 	}
 }

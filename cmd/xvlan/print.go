@@ -65,6 +65,9 @@ func (a *app) printLink(l loader.Link) {
 		if helpsDHCP(&l) {
 			fmt.Fprintf(a.out, "    dhcp %s\n", onOff(!l.NoDHCP))
 		}
+		if len(l.Via) > 0 {
+			fmt.Fprintf(a.out, "    via-host %s\n", listWord(l.Via))
+		}
 		if l.VLAN != (loader.VLAN{}) {
 			fmt.Fprintf(a.out, "    %s\n", l.VLAN)
 		}
@@ -193,6 +196,7 @@ type linkJSON struct {
 	Pair      string      `json:"leg,omitempty"` // not on the kernel rung, as is
 	Delivery  string      `json:"delivery,omitempty"`
 	Host      string      `json:"host,omitempty"`
+	Via       []string    `json:"via_host,omitempty"`
 	DHCP      string      `json:"dhcp,omitempty"` // of an ipvlan in mode l2: whether its clients are helped
 	Guard     string      `json:"guard,omitempty"`
 	Rate      uint32      `json:"bcrate,omitempty"` // broadcasts, ARP and neighbour discovery a second
@@ -284,6 +288,7 @@ func linksJSON(links []loader.Link) []linkJSON {
 			j.Pair, j.Delivery, j.Host = pairWord(l.Netkit), delivery(l.Place), onOff(l.Host)
 			j.Guard, j.Rate = l.Guard.String(), l.Guard.Rate
 		}
+		j.Via = stringsOf(l.Via)
 		j.VLAN, j.Outer = l.VLAN.ID, l.VLAN.Outer
 		for _, r := range l.VLAN.Trunk.Ranges() {
 			j.Trunk = append(j.Trunk, rangeJSON{r[0], r[1] * min(r[1]-r[0], 1)})
