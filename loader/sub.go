@@ -159,7 +159,11 @@ func (p *parent) add(in *space, spec *LinkSpec) (err error) {
 	}
 	active := sub
 	active.State = maps.Active
-	return p.maps.PutSub(id, active)
+	if err := p.maps.PutSub(id, active); err != nil {
+		return err
+	}
+	p.warnViaBack(spec.Name, spec.Via, addrsOf(spec.Addrs))
+	return nil
 }
 
 // unique refuses what a sibling, the host or a gateway has: MACs, addresses,

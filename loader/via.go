@@ -75,11 +75,11 @@ func (h *Host) SetVia(sel Selector, nets []netip.Prefix) error {
 			if err := errors.Join(checkVia(nets, sub.Mode, sub.Class), l.VLAN.suits(sub.Mode, len(nets) > 0, maps.Guard{})); err != nil {
 				return err
 			}
-			err := p.setVia(l.ID, sub, nets)
-			if err == nil {
-				return nil
+			if err := p.setVia(l.ID, sub, nets); err != nil {
+				return errors.Join(err, p.setVia(l.ID, sub, l.Via))
 			}
-			return errors.Join(err, p.setVia(l.ID, sub, l.Via))
+			p.warnViaBack(l.Name, nets, givenOf(l))
+			return nil
 		})
 }
 
@@ -106,4 +106,23 @@ func (p *parent) setVia(id maps.ID, sub maps.Sub, nets []netip.Prefix) error {
 		}
 	}
 	return p.reindex(sub)
+}
+
+// warnViaBack tells of given addresses that the host does not reach by the parent: it
+// answers elsewhere, if rp_filter lets it take the question.
+func (p *parent) warnViaBack(name string, nets []netip.Prefix, addrs []netip.Addr) {
+	if p.link == nil {
+		return
+	}
+	for _, a := range addrs {
+		if !slices.ContainsFunc(nets, func(n netip.Prefix) bool { return n.Addr().BitLen() == a.BitLen() }) {
+			continue
+		}
+		routes, err := p.h.nl.RouteGet(a.AsSlice())
+		if err == nil && len(routes) > 0 && routes[0].LinkIndex == p.rec.Index {
+			continue
+		}
+		p.h.log.Warn("the host's answers to what goes by way of it do not come back: it has no route to the address by the parent; "+
+			"add one, or an address in that subnet", "parent", p.rec.Name, "name", name, "addr", a)
+	}
 }

@@ -191,6 +191,14 @@ func TestViaHostSet(t *testing.T) {
 		s.setHost(t, e, true)
 		s.setHost(t, e, false)
 		e.ping(t, otherAddr.Addr())
+		again := s.deleteParent(t)
+		s.sweep(t)
+		again()
+		s.sweep(t)
+		if s.settle(t, e); forwards() != "1" {
+			t.Errorf("forwarding of the parent that is back is %s", forwards())
+		}
+		e.ping(t, otherAddr.Addr())
 		set()
 		if n := s.host.neighbour(t, e.ip4.Addr()); n != nil {
 			t.Errorf("the host still has a neighbour %s", n)
