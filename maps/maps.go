@@ -111,6 +111,9 @@ func New(coll *ebpf.Collection) (*Set, error) {
 // Open opens the maps pinned in dir. It returns ErrSchema when another
 // version made them, and an error that is fs.ErrNotExist when one is missing.
 func Open(dir string) (*Set, error) {
+	if _, err := ReadParent(dir); err != nil { // another version's may lack some
+		return nil, err
+	}
 	s := &Set{}
 	for name, field := range s.fields() {
 		m, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
@@ -118,9 +121,6 @@ func Open(dir string) (*Set, error) {
 			return nil, errors.Join(fmt.Errorf("open pinned map %s: %w", name, err), s.Close())
 		}
 		*field = m
-	}
-	if err := s.check(); err != nil {
-		return nil, errors.Join(err, s.Close())
 	}
 	if err := s.mapSections(); err != nil {
 		return nil, errors.Join(err, s.Close())

@@ -101,7 +101,7 @@ func copySources(to, from string) error {
 // A change replaces, once in a file, a text.
 type change struct{ file, from, to string }
 
-// changes move fields of keys, values and records, and add others. Keys of IPv6
+// changes move fields of keys, values and records, and add others and a map. Keys of IPv6
 // stay: with them laid out otherwise xvlan_tx takes more stack than Linux 6.1 allows.
 func changes() []change {
 	const header = "bpf/xvlan.h"
@@ -111,6 +111,9 @@ func changes() []change {
 		{header, "\tVERDICT_MAX,\n", "\tVERDICT_DROP_NEXT,\n\tVERDICT_MAX,\n"},
 		{header, "\t__u32 vlan; /* VLAN_NONE: of a trunk, which knows in which VLANs */\n\t__u8 mac[6];\n\t__u16 pad;\n", "\t__u8 mac[6];\n\t__u16 pad;\n\t__u32 vlan;\n"},
 		{header, "\t__be32 addr_be;\n\t__u32 vlan;\n", "\t__u32 vlan;\n\t__be32 addr_be;\n"},
+		{"bpf/maps.h", "} by_src SEC(\".maps\");\n", "} by_src SEC(\".maps\");\nstruct {\n\t__uint(type, BPF_MAP_TYPE_ARRAY);\n\t__uint(max_entries, 1);\n\t__type(key, __u32);\n\t__type(value, __u32);\n} next SEC(\".maps\");\n"},
+		{"maps/maps.go", "\tports   *ebpf.Map\n", "\tports   *ebpf.Map\n\tnext    *ebpf.Map\n"},
+		{"maps/maps.go", "\t\tbpf.XvlanMapPorts:   &s.ports,\n", "\t\tbpf.XvlanMapPorts:   &s.ports,\n\t\tbpf.XvlanMapNext:    &s.next,\n"},
 		{header, "struct src_key {\n\t__u32 id; /* of the sub-interface in source mode */\n\t__u8 mac[6];\n\t__u16 pad;\n", "struct src_key {\n\t__u8 mac[6];\n\t__u16 pad;\n\t__u32 id;\n"},
 		{header, "struct dest {\n\t__u32 id;\n\t__u32 gen;\n", "struct dest {\n\t__u32 gen;\n\t__u32 id;\n"},
 		{header, "struct sub {\n", "struct sub {\n\t__u32 next;\n"},
