@@ -241,6 +241,8 @@ func TestOwnKeys(t *testing.T) {
 		w.net("net", "mode", "passthru", "flag", "nopromisc"),
 		w.net("net", "mode", "source", "flag", "nodst", "macaddr", []string{wireMAC, "02:00:00:00:88:aa"}),
 		w.net("net", "mode", "l2", "guard", "on,dhcp", "bcrate", 50, "via-host", []string{"fd00:96::/112", "10.96.0.0/12"}),
+		w.net("net", "mode", "l2", "vlan", 10, "qinq", 300),
+		w.net("net", "vlan", 5, "vlanTrunk", []object{{"id": 10}, {"minID": 20, "maxID": 29}}),
 		w.net("net", "bcqueuelen", 10, "bclim", -1, "mtu", 1300, "mac", "02:00:00:00:88:10"),
 	} {
 		w.attach(t, c, a)
@@ -255,6 +257,10 @@ func TestOwnKeys(t *testing.T) {
 		}
 		if _, ok := c["via-host"]; ok && fmt.Sprint(l.Via) != "[10.96.0.0/12 fd00:96::/112]" {
 			t.Errorf("by way of the host it reaches %v", l.Via)
+		}
+		vlan := map[any]string{10: "vlan 10 qinq 300", 5: "vlan 5 trunk 10,20-29"}[c["vlan"]]
+		if l.VLAN.String() != vlan {
+			t.Errorf("%v made %s, want %s", c, l.VLAN, vlan)
 		}
 		slices.SortFunc(spec.Source.MACs, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
 		is := fmt.Sprintf("%s %s %s nopromisc=%v nodst=%v %v", spec.Kind, spec.Mode, l.Class, spec.NoPromisc, spec.Source.NoDst, spec.Source.MACs)
@@ -273,7 +279,7 @@ func TestOwnKeys(t *testing.T) {
 		if is != want[key] {
 			t.Errorf("%v made %s", c, is)
 		}
-		if key == "" && (spec.MTU != 1300 || spec.MAC.String() != "02:00:00:00:88:10") {
+		if key == "" && vlan == "" && (spec.MTU != 1300 || spec.MAC.String() != "02:00:00:00:88:10") {
 			t.Errorf("%v made mtu %d, mac %s", c, spec.MTU, spec.MAC)
 		}
 		if err := w.check(t, c, a); err != nil {

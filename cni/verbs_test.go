@@ -80,6 +80,12 @@ func TestCheck(t *testing.T) {
 			failed(t, w.check(t, c, a), types.ErrInternal, g.says)
 		}
 	}
+	for _, id := range []uint16{10, 0} {
+		change(func(h *loader.Host, sel loader.Selector) error { return h.SetVLAN(sel, loader.VLANSpec{ID: &id}) })
+		if id != 0 {
+			failed(t, w.check(t, c, a), types.ErrInternal, "its VLAN is vlan 10, and should be none")
+		}
+	}
 	change(func(h *loader.Host, sel loader.Selector) error { return h.SetAddrs(sel, nil) })
 	ip("addr add " + addr + "/24 dev eth0")
 	ip("route replace default via " + wireAddr)

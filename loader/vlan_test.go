@@ -117,6 +117,19 @@ func TestVLANTables(t *testing.T) {
 			t.Error(err)
 		}
 		s.checkTables(t, 2, 1, []maps.VLAN{5, 12, 4090, 4091, 4092, 4093, 4094}, "-1 "+mac+" of 1", "0 "+mac+" of 1", "12 "+mac+" of 2")
+		// What an interruption may leave is put right by the next look.
+		s.do(t, func(h *Host) error {
+			return h.eachParent(func(_ folder, set *maps.Set, p maps.Parent) error {
+				p.VLANs, p.Trunks = 0, 5
+				d := maps.Dest{ID: 1, Gen: 1, Origin: maps.Given}
+				return errors.Join(set.PutParent(p), set.Claim(map[maps.VLAN]bool{77: true}), set.PutMAC(77, vlanMAC, d), set.PutAddr(77, vlanAddr.Addr(), d))
+			})
+		})
+		s.sweep(t)
+		s.checkTables(t, 2, 1, []maps.VLAN{5, 12, 4090, 4091, 4092, 4093, 4094}, "-1 "+mac+" of 1", "0 "+mac+" of 1", "12 "+mac+" of 2")
+		if l := s.link(t, one); len(l.Addrs) != 1 {
+			t.Errorf("it has %v", l.Addrs)
+		}
 		if err := set(one, "trunk 5"); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("a trunk without untagged frames, which has an address: %v", err)
 		}

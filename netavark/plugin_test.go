@@ -93,6 +93,7 @@ func TestSetup(t *testing.T) {
 	r := newRig(t)
 	for _, options := range []string{
 		`null`, `{"mode": "bridge", "mtu": "1400", "metric": "7", "bclim": "10"}`, `{"mode": "l2", "datapath": "tc", "host": "on", "guard": "on", "bcrate": "50"}`, `{"mode": "l3", "via-host": "10.96.0.0/12"}`,
+		`{"trunk": "0,10"}`,
 	} {
 		t.Run(options, func(t *testing.T) {
 			for i, c := range r.containers {
@@ -186,6 +187,8 @@ func TestCreate(t *testing.T) {
 		`"options": {"host": "yes"}}`:                                                  "yes",
 		`"options": {"via-host": "10.96.0.0/33"}}`:                                     "10.96.0.0/33",
 		`"options": {"guard": "maybe"}}`:                                               "maybe",
+		`"options": {"vlan": "10,20"}}`:                                                "10,20",
+		`"options": {"trunk": "1-"}}`:                                                  "1-",
 		`"options": {"bcrate": "0"}}`:                                                  "bcrate",
 		`"network_interface": "eth1", "options": {"parent": "eth0"}}`:                  "eth1",
 		`"subnets": [{"subnet": "10.81.0.0/24", "gateway": "10.82.0.1"}]}`:             "10.82.0.1",
@@ -193,8 +196,8 @@ func TestCreate(t *testing.T) {
 		`"ipam_options": {"driver": "dhcp"}}`:                                          "dhcp",
 		`"ipam_options": {"driver": "host-local"}}`:                                    "subnet",
 		`"ipam_options": {"driver": "none"}, "subnets": [{"subnet": "10.81.0.0/24"}]}`: "none",
-		`"options": 3}`: "options",
-		`}`:             "read network",
+		`"options": 3}`:                                                                "options",
+		`}`:                                                                            "read network",
 	} {
 		r.refused(t, says, base+in, "create")
 	}

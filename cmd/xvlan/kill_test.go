@@ -41,6 +41,8 @@ var scenes = []scene{
 	{name: "set host off", prepare: []string{strings.Replace(addFirst, " up ", " up host on ", 1)}, line: "link set c1 host off"},
 	{name: "set via-host", prepare: []string{addFirst}, line: "link set c1 via-host 10.96.0.0/12"},
 	{name: "set via-host off", prepare: []string{strings.Replace(addFirst, " up ", " up via-host 10.96.0.0/12 ", 1)}, line: "link set c1 via-host off"},
+	{name: "first add, vlan", line: strings.Replace(addFirst, " up ", " up vlan 5 ", 1)},
+	{name: "set trunk", prepare: []string{strings.Replace(addFirst, " up ", " up vlan 5 ", 1)}, line: "link set c1 trunk 6,8-9"},
 	{name: "first add, kernel", line: addFirst + " --datapath kernel"},
 	{name: "first add, passthru", line: "link add link eth0 c1 addr 10.77.0.10/24 netns IN up type macvlan mode passthru"},
 	{name: "first add, source", line: strings.Replace(addFirst, "mode bridge", "mode source macaddr add "+wireMAC, 1)},
@@ -78,6 +80,16 @@ func newRig(t *testing.T, s scene) *rig {
 	r.fill = strings.NewReplacer("IN", r.inside.Name(), "HOST", r.host.Name())
 	if strings.Contains(s.line, "l3s") { // answers no questions
 		r.wire.Run(t, "ip", "neigh", "add", subAddr, "dev", "w0", "lladdr", parentMAC)
+	}
+	if strings.Contains(s.line+strings.Join(s.prepare, " "), "vlan 5") { // where the wire is then
+		r.wire.Run(t, "ip", "addr", "flush", "dev", "w0")
+		wire := func(line string) {
+			if res := xvlanIn(t, r.wire, strings.Fields(line)...); res.code != exitOK {
+				t.Errorf("%s: %s", line, res.err)
+			}
+		}
+		wire("link add link w0 v5 addr " + wireAddr + "/24 up vlan 5 type ipvlan mode l2")
+		t.Cleanup(func() { wire("parent detach w0") })
 	}
 	if strings.Contains(s.line, "delivery xdp") {
 		r.host.Run(t, "ethtool", "-K", "eth0", "rxvlan", "off")

@@ -71,10 +71,14 @@ var topColumns = []topColumn{
 }
 
 func topMode(r *topRow) string {
+	words := []string{r.Kind.String(), r.Mode.String()}
 	if r.Kind == maps.Ipvlan {
-		return fmt.Sprintf("%s %s %s", r.Kind, r.Mode, r.Class)
+		words = append(words, r.Class.String())
 	}
-	return fmt.Sprintf("%s %s", r.Kind, r.Mode)
+	if r.VLAN != (loader.VLAN{}) {
+		words = append(words, r.VLAN.String())
+	}
+	return strings.Join(words, " ")
 }
 
 func topKeys() []string {

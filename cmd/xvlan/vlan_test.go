@@ -121,4 +121,5 @@ func TestVLANRefused(t *testing.T) {
 	w.refuses(t, all)
 	w.must(t, "link add link eth0 c3 vlan 8 type macvlan mode bridge")
 	w.must(t, "link add link eth0 c4 vlan 7 qinq 9 type macvlan mode bridge")
+	w.must(t, "parent detach eth0")
 }
