@@ -21,8 +21,7 @@ static __always_inline bool has_host(const struct frame *f, const struct sub *su
 	return sub->flags & SUB_HOST && !f->vlan && !is_foreign(f);
 }
 
-/* Whether what the host sends goes to it. So without host access of its own it must not
- * reach more of the host than its networks: its questions and answers aside. */
+/* Whether what the host sends goes to it. */
 static __always_inline bool hears_host(const struct frame *f, const struct sub *sub)
 {
 	return sub->flags & HEARS_HOST && !f->vlan && !is_foreign(f);
@@ -30,7 +29,7 @@ static __always_inline bool hears_host(const struct frame *f, const struct sub *
 
 /* Whether what is for the parent's MAC, and for none of those who share it, goes to
  * the host. Of an IP-keyed sub-interface that is the sender's own MAC, which no switch
- * would bring back. */
+ * would bring back. One with SUB_VIA alone is to find the host and be found, no more. */
 static __always_inline bool meets_host(struct frame *f, const struct sub *from)
 {
 	if (has_host(f, from))

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -64,6 +65,12 @@ func TestCheck(t *testing.T) {
 		change(func(h *loader.Host, sel loader.Selector) error { return h.SetHost(sel, on) })
 		if on {
 			failed(t, w.check(t, c, a), types.ErrInternal, "its host access is on, and should be off")
+		}
+	}
+	for _, nets := range [][]netip.Prefix{{netip.MustParsePrefix("10.96.0.0/12")}, nil} {
+		change(func(h *loader.Host, sel loader.Selector) error { return h.SetVia(sel, nets) })
+		if nets != nil {
+			failed(t, w.check(t, c, a), types.ErrInternal, "what it reaches by way of the host is [10.96.0.0/12], and should be []")
 		}
 	}
 	rate := uint32(7)
