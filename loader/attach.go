@@ -43,6 +43,7 @@ type parent struct {
 	maps *maps.Set
 	rec  maps.Parent
 	back bool // its device has just come
+	left bool // the last look has left some sub-interfaces out
 }
 
 func (p *parent) close() {

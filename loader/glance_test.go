@@ -67,13 +67,26 @@ func TestGlance(t *testing.T) {
 		s.do(t, func(h *Host) error { return h.Add(spec) })
 	}
 
+	give := func(addr string) error {
+		given := []netip.Prefix{netip.MustParsePrefix(addr)}
+		return s.try(t, func(h *Host) error { return h.SetAddrs(Selector{Name: b.dev, Netns: b.ns.Name()}, given) })
+	}
 	s.host.ns.Addr(t, s.host.dev, "10.77.0.99/24")
-	s.do(t, func(h *Host) error { return h.Del(Selector{Name: "third", Netns: b.ns.Name()}) })
+	s.sweep(t)
 	s.host.ns.Run(t, "ip", "addr", "del", "10.77.0.99/24", "dev", s.host.dev)
-	given := []netip.Prefix{netip.MustParsePrefix("10.77.0.99/24")}
-	if err := s.try(t, func(h *Host) error { return h.SetAddrs(Selector{Name: b.dev, Netns: b.ns.Name()}, given) }); err != nil {
+	if err := give("10.77.0.99/24"); err != nil {
 		t.Errorf("an address is still the host's that it has no more: %v", err)
 	}
+	for _, addr := range []string{"10.77.0.98/24", "fd77::98/64"} {
+		s.host.ns.Addr(t, s.host.dev, addr)
+		if err := give(addr); !errors.Is(err, ErrExists) {
+			t.Errorf("given the host's new address %s: %v", addr, err)
+		}
+	}
+	if err := give("fd77::99/64"); err != nil {
+		t.Errorf("given an address that nobody has: %v", err)
+	}
+	s.do(t, func(h *Host) error { return h.Del(Selector{Name: "third", Netns: b.ns.Name()}) })
 
 	l := s.link(t, b)
 	s.do(t, func(h *Host) error {

@@ -217,7 +217,8 @@ func (h *Host) release() error {
 		if err != nil {
 			return err
 		}
-		return p.setLegs(subs, some(subs, len(subs)), true)
+		all, _ := some(subs, len(subs))
+		return p.setLegs(subs, all, true)
 	})
 }
 

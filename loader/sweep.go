@@ -170,8 +170,8 @@ const glanced = 64
 func (p *parent) refresh() error { return p.look(math.MaxInt) }
 
 // glance is refresh for who acts on one sub-interface, and is not to take the longer
-// the more others there are: of the devices it looks at some, by turns, and what the
-// host has no more stays reserved.
+// the more others there are: where there are many it looks at the devices of some, by
+// turns, and not at the host's addresses.
 func (p *parent) glance() error {
 	if p.back {
 		return p.refresh()
@@ -193,19 +193,18 @@ func (p *parent) sure(ask func() error) error {
 }
 
 // some picks up to so many of the active sub-interfaces, from a random one on, so
-// that all have their turn.
-func some(subs []maps.Sub, most int) []maps.ID {
-	var active []maps.ID
+// that all have their turn, and tells whether others are left.
+func some(subs []maps.Sub, most int) (active []maps.ID, left bool) {
 	for i, s := range subs {
 		if s.State == maps.Active {
 			active = append(active, maps.ID(i))
 		}
 	}
 	if len(active) <= most {
-		return active
+		return active, false
 	}
 	first := rand.IntN(len(active))
-	return slices.Concat(active[first:], active[:first])[:most]
+	return slices.Concat(active[first:], active[:first])[:most], true
 }
 
 // look is refresh with so many devices looked at.
@@ -246,7 +245,10 @@ func (p *parent) look(most int) error {
 	if err := p.followState(subs, looked); err != nil {
 		return err
 	}
-	return p.reserve(most == math.MaxInt)
+	if p.left { // to list the host's addresses the kernel goes through all its devices
+		return nil
+	}
+	return p.reserve()
 }
 
 // removeDead removes the sub-interfaces whose making or removal was
@@ -267,7 +269,9 @@ func (p *parent) removeDead(most int) (subs []maps.Sub, there []maps.ID, err err
 			dead = append(dead, maps.ID(i))
 		}
 	}
-	for _, id := range some(subs, most) {
+	var looked []maps.ID
+	looked, p.left = some(subs, most)
+	for _, id := range looked {
 		if isLeg(fd, subs[id].Leg, p.legName(id)) {
 			there = append(there, id)
 		} else {
@@ -365,48 +369,35 @@ func (p *parent) detachIfEmpty() error {
 }
 
 // reserve enters the addresses that nobody may have: those of the host, on
-// whichever device, and of the gateways behind the parent. To let go of those that they
-// have no more takes a look at all addresses there are.
-func (p *parent) reserve(all bool) error {
+// whichever device, and of the gateways behind the parent.
+func (p *parent) reserve() error {
 	want, err := p.hostAddrs()
 	if err != nil {
 		return err
 	}
-	if all {
-		if err := p.unreserve(want); err != nil {
-			return err
-		}
-	}
-	for a, gateway := range want {
-		d, taken, err := p.maps.Addr(0, a)
-		if err != nil {
-			return err
-		}
-		if taken && d.Origin == maps.Given {
-			p.h.log.Warn("the host has taken a sub-interface's address", "parent", p.rec.Name, "addr", a)
-			continue
-		}
-		if taken && d.Origin == maps.Reserved && d.Gateway == gateway {
-			continue
-		}
-		if err := p.maps.ReplaceAddr(0, a, maps.Dest{Origin: maps.Reserved, Gateway: gateway}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// unreserve lets go of the addresses that are not wanted any more.
-func (p *parent) unreserve(want map[netip.Addr]bool) error {
 	have, err := p.maps.Addrs()
 	if err != nil {
 		return err
 	}
 	for _, a := range have {
-		if _, wanted := want[a.Addr]; wanted || a.Origin != maps.Reserved || a.VLAN != 0 { // the host is in none
-			continue
+		gateway, wanted := want[a.Addr]
+		if a.VLAN != 0 {
+			continue // the host is in none
 		}
-		if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
+		if a.Origin == maps.Reserved && !wanted {
+			if err := p.maps.DeleteAddr(a.VLAN, a.Addr); err != nil {
+				return err
+			}
+		}
+		if a.Origin == maps.Reserved && a.Gateway == gateway || a.Origin == maps.Given && wanted {
+			if a.Origin == maps.Given {
+				p.h.log.Warn("the host has taken a sub-interface's address", "parent", p.rec.Name, "addr", a.Addr)
+			}
+			delete(want, a.Addr)
+		}
+	}
+	for a, gateway := range want {
+		if err := p.maps.ReplaceAddr(0, a, maps.Dest{Origin: maps.Reserved, Gateway: gateway}); err != nil {
 			return err
 		}
 	}
