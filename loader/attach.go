@@ -87,6 +87,7 @@ func (h *Host) openFolder(f folder) (*parent, error) {
 	if err != nil {
 		return nil, errors.Join(err, set.Close())
 	}
+	set.Keep()
 	return &parent{h: h, key: f.key, dir: f.path(), maps: set, rec: rec}, nil
 }
 
@@ -145,6 +146,7 @@ func (h *Host) build(l netlink.Link, f folder, dir string, rung Rung, spec Attac
 	if err != nil {
 		return nil, err
 	}
+	set.Keep()
 	attrs := l.Attrs()
 	p := &parent{h: h, link: l, key: f.key, dir: dir, maps: set, rec: maps.Parent{
 		Schema:      bpf.Schema,
@@ -244,6 +246,7 @@ func (h *Host) teardown(f folder, dir string) error {
 	}
 	if set != nil {
 		defer set.Close()
+		set.Keep()
 	}
 	// First of all it loses its final name: an interrupted teardown is then
 	// gone on with by the next command, not taken for an attached parent.

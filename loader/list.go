@@ -225,24 +225,19 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 			return nil, err
 		}
 	}
-	guards, err := set.Guards()
-	if err != nil {
-		return nil, err
-	}
 	vias, err := set.Vias()
 	if err != nil {
 		return nil, err
 	}
-	stats := make([]maps.Stats, len(subs))
-	if only != 0 {
-		stats[only], err = set.Stats(only)
-	} else {
-		stats, err = set.AllStats()
-	}
-	if err != nil {
-		return nil, err
-	}
+	var stats []maps.Stats
+	var guards []maps.Guard
 	if only == 0 {
+		if stats, err = set.AllStats(); err != nil {
+			return nil, err
+		}
+		if guards, err = set.Guards(); err != nil {
+			return nil, err
+		}
 		if err := h.listDevices(subs); err != nil {
 			return nil, err
 		}
@@ -269,7 +264,14 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 		}
 		l := Link{
 			Parent: rec.Name, Orphan: rec.Index == 0, Kind: s.Kind, Mode: s.Mode, Class: s.Class, NoDst: s.NoDst, Sources: sources[id], Rung: Rung{rec.Rung, rec.Reason},
-			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Host: s.Host, Via: vias[id], NoDHCP: s.NoDHCP, Guard: guards[id], Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen, Stats: stats[id],
+			ID: id, Leg: legName(f.key, id), Netkit: s.Netkit, Host: s.Host, Via: vias[id], NoDHCP: s.NoDHCP, Place: s.Place, Addrs: byID[id], WireMAC: s.MAC, gen: s.Gen,
+		}
+		if only == 0 {
+			l.Stats, l.Guard = stats[id], guards[id]
+		} else if l.Stats, err = set.Stats(id); err != nil {
+			return nil, err
+		} else if l.Guard, err = set.Guard(id); err != nil {
+			return nil, err
 		}
 		if l.VLAN, err = vlanOf(set, id, s); err != nil {
 			return nil, err

@@ -144,6 +144,7 @@ func (p *parent) setAddrs(l Link, sub maps.Sub, addrs []netip.Prefix) error {
 		if err != nil {
 			return err
 		}
+		subs = slices.Clone(subs)
 		subs[l.ID].State = maps.Free // what it has itself it may have
 		return p.uniqueAddrs(l.VLAN, addrsOf(addrs), subs)
 	})

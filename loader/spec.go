@@ -130,6 +130,7 @@ func (h *Host) Check(spec LinkSpec, gone Doomed) error {
 		if err != nil {
 			return err
 		}
+		subs = slices.Clone(subs)
 		for _, g := range gone.Links {
 			if g.Parent == spec.Parent {
 				subs[g.ID].State = maps.Free

@@ -378,11 +378,7 @@ func (p *parent) setVLAN(l Link, sub maps.Sub, v VLAN) error {
 	if err := v.suits(sub.Mode, sub.HearsHost(), l.Guard); err != nil {
 		return err
 	}
-	subs, err := p.maps.Subs()
-	if err != nil {
-		return err
-	}
-	if err := p.freeVLAN(l, sub, v, subs); err != nil {
+	if err := p.sure(func() error { return p.freeVLAN(l, sub, v) }); err != nil {
 		return err
 	}
 	was := sub
@@ -400,7 +396,11 @@ func (p *parent) setVLAN(l Link, sub maps.Sub, v VLAN) error {
 }
 
 // freeVLAN refuses VLANs where somebody has a sub-interface's MAC or given addresses.
-func (p *parent) freeVLAN(l Link, sub maps.Sub, v VLAN, subs []maps.Sub) error {
+func (p *parent) freeVLAN(l Link, sub maps.Sub, v VLAN) error {
+	subs, err := p.maps.Subs()
+	if err != nil {
+		return err
+	}
 	if p.link != nil {
 		if err := p.h.checkVLAN(p.link, v); err != nil {
 			return err
@@ -411,6 +411,7 @@ func (p *parent) freeVLAN(l Link, sub maps.Sub, v VLAN, subs []maps.Sub) error {
 	} else if taken {
 		return fmt.Errorf("address %s: %w: a sibling on %s has it where this one would, too; change it before", sub.MAC, ErrExists, p.rec.Name)
 	}
+	subs = slices.Clone(subs)
 	subs[l.ID].State = maps.Free // what it has itself it may have
 	given := givenOf(l)
 	if err := v.holds(given); err != nil {

@@ -51,6 +51,8 @@ type Set struct {
 	ports   *ebpf.Map
 
 	records  section[bpf.XvlanSub] // of subs
+	keeps    bool
+	kept     []Sub // see Keep
 	guarding section[bpf.XvlanGuard]
 	macSlots section[uint32]
 	legSlots section[uint32]
@@ -215,25 +217,41 @@ func (s *Set) PutParent(p Parent) error {
 	return nil
 }
 
+// Keep has Subs read the records once. It is for who alone writes them, as he holds the
+// parent's lock: every command wants to see all of them several times.
+func (s *Set) Keep() { s.keeps = true }
+
 // Sub reads a sub-interface's record, whatever its state.
 func (s *Set) Sub(id ID) (Sub, error) {
 	c, err := s.records.read(int(id), 1)
 	if err != nil {
 		return Sub{}, fmt.Errorf("read sub-interface %d: %w", id, err)
 	}
-	return subFromC(&c[0]), nil
+	sub := subFromC(&c[0])
+	if s.kept != nil {
+		s.kept[id] = sub // a program may have written to it
+	}
+	return sub, nil
 }
 
 // PutSub writes a sub-interface's record.
 func (s *Set) PutSub(id ID, sub Sub) error {
-	if err := s.records.write(int(id), sub.toC()); err != nil {
+	c := sub.toC()
+	if err := s.records.write(int(id), c); err != nil {
 		return fmt.Errorf("write sub-interface %d: %w", id, err)
+	}
+	if s.kept != nil {
+		s.kept[id] = subFromC(&c)
 	}
 	return nil
 }
 
-// Subs returns all records, indexed by ID; the first is never in use.
+// Subs returns all records, indexed by ID; the first is never in use. After Keep what
+// it returns goes with the records, and is not to be changed.
 func (s *Set) Subs() ([]Sub, error) {
+	if s.kept != nil {
+		return s.kept, nil
+	}
 	records, err := s.records.read(0, int(s.stats.MaxEntries()))
 	if err != nil {
 		return nil, fmt.Errorf("read sub-interfaces: %w", err)
@@ -241,6 +259,9 @@ func (s *Set) Subs() ([]Sub, error) {
 	subs := make([]Sub, len(records))
 	for id := range records {
 		subs[id] = subFromC(&records[id])
+	}
+	if s.keeps {
+		s.kept = subs
 	}
 	return subs, nil
 }

@@ -42,6 +42,44 @@ func newSetFor(t *testing.T, capacity uint32) *Set {
 	return s
 }
 
+// Records that are kept go with what is written, and with what a program has written
+// once it is looked for.
+func TestRecordsKept(t *testing.T) {
+	s := newSet(t)
+	s.Keep()
+	sub := Sub{State: Pending, Gen: 1, Leg: 5, Kind: Macvlan, Mode: Bridge, Class: ClassBridge, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Name: "c"}
+	kept := func(what string) {
+		t.Helper()
+		subs, err := s.Subs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !reflect.DeepEqual(subs[1], sub) || subs[2].State != Free {
+			t.Errorf("%s: the records are %+v", what, subs)
+		}
+	}
+	if subs, err := s.Subs(); err != nil || subs[1].State != Free {
+		t.Fatalf("in the beginning: %+v, %v", subs, err)
+	}
+	if err := s.PutSub(1, sub); err != nil {
+		t.Fatal(err)
+	}
+	kept("written")
+	sub.Device = 7
+	if err := s.records.write(1, sub.toC()); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := s.Sub(1); err != nil || now.Device != 7 {
+		t.Fatalf("a program has written %+v, %v", now, err)
+	}
+	kept("written by a program")
+	sub = Sub{Gen: 1}
+	if err := s.PutSub(1, sub); err != nil {
+		t.Fatal(err)
+	}
+	kept("free")
+}
+
 // A record is what was written, and what stands beside it stays.
 func TestRecords(t *testing.T) {
 	s := newSet(t)
