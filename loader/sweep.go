@@ -292,7 +292,7 @@ func (p *parent) removeDead(most int) (subs []maps.Sub, there []maps.ID, err err
 // deletedAtOnce is how many devices are deleted in one go. The kernel waits once for all,
 // and some milliseconds for each that a program is attached to, and lets nobody change
 // a device meanwhile.
-const deletedAtOnce = 32
+const deletedAtOnce = 8
 
 // removeAll removes every sub-interface, of those whose maps go, too: that their
 // records are PENDING voids all that leads to them.
