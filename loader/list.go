@@ -225,9 +225,11 @@ func (h *Host) linksOf(f folder, set *maps.Set, rec maps.Parent, names map[int]s
 			return nil, err
 		}
 	}
-	vias, err := set.Vias()
-	if err != nil {
-		return nil, err
+	var vias map[maps.ID][]netip.Prefix
+	if slices.ContainsFunc(subs, func(s maps.Sub) bool { return s.Via }) {
+		if vias, err = set.Vias(); err != nil {
+			return nil, err
+		}
 	}
 	var stats []maps.Stats
 	var guards []maps.Guard

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -307,12 +308,16 @@ func (p *parent) followRoutes() error {
 	if err != nil {
 		return err
 	}
+	stacked := func(s maps.Sub) bool { return s.State == maps.Active && s.Mode == maps.L3S }
+	if !slices.ContainsFunc(subs, stacked) {
+		return nil
+	}
 	known, err := p.maps.Addrs()
 	if err != nil {
 		return err
 	}
 	for i, s := range subs {
-		if s.State != maps.Active || s.Mode != maps.L3S {
+		if !stacked(s) {
 			continue
 		}
 		l := Link{}
