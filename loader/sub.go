@@ -8,7 +8,6 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/xvlan/xvlan/bpf"
@@ -202,21 +201,6 @@ func (p *parent) uniqueAddrs(v VLAN, addrs []netip.Addr, subs []maps.Sub) error 
 		}
 	}
 	return nil
-}
-
-// isLocal tells whether an address is one of the network namespace's, those of inner
-// legs that are in it among them.
-func (h *Host) isLocal(a netip.Addr) bool {
-	if a.Is4() {
-		routes, err := h.nl.RouteGet(a.AsSlice())
-		return err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL // an error: no route
-	}
-	// There is no route before duplicate address detection is through.
-	req := nl.NewNetlinkRequest(unix.RTM_GETADDR, 0)
-	req.AddData(nl.NewIfAddrmsg(unix.AF_INET6))
-	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, a.AsSlice()))
-	found, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWADDR)
-	return err == nil && len(found) == 1 // an error: no such address
 }
 
 func (p *parent) addrTaken(addr string, d maps.Dest) error {

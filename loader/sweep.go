@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"math"
-	"math/rand/v2"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -161,51 +160,10 @@ func (f folder) dead() (bool, error) {
 	return !lives && err == nil, err
 }
 
-// glanced is how many sub-interfaces a glance looks at. It takes two ioctls each.
-const glanced = 64
-
 // refresh makes the maps agree with what is there: sub-interfaces that are
 // half made or whose device is gone, what the parent is to receive, its MAC, MTU
 // and carrier, the host's addresses.
 func (p *parent) refresh() error { return p.look(math.MaxInt) }
-
-// glance is refresh for who acts on one sub-interface, and is not to take the longer
-// the more others there are: where there are many it looks at the devices of some, by
-// turns, and not at the host's addresses.
-func (p *parent) glance() error {
-	if p.back {
-		return p.refresh()
-	}
-	return p.look(p.h.glanced)
-}
-
-// sure asks again after a look at everything if the answer is a refusal: who is in
-// the way may not be there any more.
-func (p *parent) sure(ask func() error) error {
-	err := ask()
-	if !errors.Is(err, ErrExists) && !errors.Is(err, ErrBusy) {
-		return err
-	}
-	if err := p.refresh(); err != nil {
-		return err
-	}
-	return ask()
-}
-
-// some picks up to so many of the active sub-interfaces, from a random one on, so
-// that all have their turn, and tells whether others are left.
-func some(subs []maps.Sub, most int) (active []maps.ID, left bool) {
-	for i, s := range subs {
-		if s.State == maps.Active {
-			active = append(active, maps.ID(i))
-		}
-	}
-	if len(active) <= most {
-		return active, false
-	}
-	first := rand.IntN(len(active))
-	return slices.Concat(active[first:], active[:first])[:most], true
-}
 
 // look is refresh with so many devices looked at.
 func (p *parent) look(most int) error {
