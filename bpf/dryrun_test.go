@@ -34,13 +34,7 @@ func (c *frameCase) checkDry(t *testing.T, w *world, prog string) {
 // decide lets the dry run decide about a frame.
 func (w *world) decide(t *testing.T, prog string, from uint32, frame []byte) (d bpf.Decision) {
 	t.Helper()
-	if w.dry == nil {
-		dry, err := bpf.LoadDryRun(w.meta.Capacity, w.coll.Maps)
-		if err != nil {
-			t.Fatalf("load dry run: %+v", err)
-		}
-		w.dry = dry
-	}
+	w.loadDry(t)
 	index := w.meta.Ifindex
 	if prog == bpf.XvlanProgXvlanTx {
 		index = w.subs[from].Leg
@@ -51,6 +45,18 @@ func (w *world) decide(t *testing.T, prog string, from uint32, frame []byte) (d 
 		t.Fatalf("dry: %v", err)
 	}
 	return d
+}
+
+// loadDry loads the dry run where that has not been done.
+func (w *world) loadDry(tb testing.TB) {
+	tb.Helper()
+	if w.dry != nil {
+		return
+	}
+	var err error
+	if w.dry, err = bpf.LoadDryRun(w.meta.Capacity, w.coll.Maps); err != nil {
+		tb.Fatalf("load dry run: %+v", err)
+	}
 }
 
 // wantDecision compares a decision with what the programs did: what they

@@ -38,6 +38,9 @@ func FuzzPrograms(f *testing.F) {
 	guarded.enter(f)
 	moded.meta.Sources = 0 // their copies come besides
 	moded.set(f, bpf.MapMeta, 0, moded.meta)
+	for _, w := range []*world{w, moded, routed, guarded, hosts, via} {
+		w.loadDry(f) // a frame has ten seconds
+	}
 	for _, frame := range tableFrames() {
 		f.Add(frame)
 	}
