@@ -106,7 +106,7 @@ VM_TIME     := 90m
 # ipvlan, and four modes before the referee.
 define VM_QUICK_TESTS
 bpf ^Test(.*Arrives|FloodRefused|Place|Meet|Down|DHCPOut|Lease|Guard|GuardBudget|HostReceives|TxHostAccess|TxVia|RxVia|Groups|Modes|Routed|Rx|Tx|TxMTU|TxNetkit|Turn|XDP.*|Port.*|VLAN.*|AddrSlots|GSOTx|Watchers)$$
-loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|ParentDeleted.*|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate|NetkitUnattended|HostAccess|ViaHost|GuardAttacks|VLANs|VLANTrunk|VLANOffloads|CardVLANs)$$
+loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|ParentDeleted.*|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate|NetkitUnattended|HostAccess|ViaHost|GuardAttacks|VLANTrunk|VLANOffloads|CardVLANs)$$
 xvlan ^Test(AddAll|Leg|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP|Systemd|ParentGone)$$
 xvlan-docker ^Test(VLANParent|NoParent)$$
 cni ^TestModes$$/^kernel-l

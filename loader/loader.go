@@ -219,6 +219,11 @@ func (s *LinkSpec) check(parent netlink.Link) error {
 	if err := v.holds(addrsOf(s.Addrs)); err != nil {
 		return err
 	}
+	if s.Port {
+		if err := v.canPort(); err != nil {
+			return err
+		}
+	}
 	if s.MTU != 0 && (s.MTU < minMTU || s.MTU > attrs.MTU) {
 		return fmt.Errorf("mtu %d: %w: %s allows %d to %d", s.MTU, ErrInvalid, attrs.Name, minMTU, attrs.MTU)
 	}

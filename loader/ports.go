@@ -126,7 +126,7 @@ func (p *parent) setPort(l Link, sub maps.Sub, on bool) error {
 		return errNetkitPort
 	}
 	if on {
-		if err := checkPort(p.rec.Name, Rung{p.rec.Rung, p.rec.Reason}, sub.Mode); err != nil {
+		if err := errors.Join(checkPort(p.rec.Name, Rung{p.rec.Rung, p.rec.Reason}, sub.Mode), l.VLAN.canPort()); err != nil {
 			return err
 		}
 	}

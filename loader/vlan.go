@@ -141,6 +141,14 @@ func (v VLAN) holds(addrs []netip.Addr) error {
 		"or set it on a VLAN device inside", addrs[0], ErrUnsupported)
 }
 
+// canPort refuses delivery to an XDP program that would not see in which VLAN a frame is.
+func (v VLAN) canPort() error {
+	if !v.IsTrunk() {
+		return nil
+	}
+	return fmt.Errorf("delivery xdp: %w: a trunk's tags stand beside its frames, where an XDP program does not see them", ErrUnsupported)
+}
+
 // suits refuses what does not go with VLANs, or with each other.
 func (v VLAN) suits(mode maps.Mode, host bool, guard maps.Guard) error {
 	key := "vlan"
@@ -377,6 +385,11 @@ func (h *Host) SetVLAN(sel Selector, spec VLANSpec) error {
 func (p *parent) setVLAN(l Link, sub maps.Sub, v VLAN) error {
 	if err := v.suits(sub.Mode, sub.HearsHost(), l.Guard); err != nil {
 		return err
+	}
+	if sub.Place == maps.Port {
+		if err := v.canPort(); err != nil {
+			return err
+		}
 	}
 	if err := p.sure(func() error { return p.freeVLAN(l, sub, v) }); err != nil {
 		return err

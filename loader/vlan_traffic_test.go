@@ -159,7 +159,7 @@ func (s *site) wholePackets(t *testing.T, e, wire *end) {
 // frames without; what else it sends is dropped.
 func TestVLANTrunk(t *testing.T) {
 	lab.NeedTool(t, "ping")
-	onRungs(t, withNetkit(vlanRungs(t)), func(t *testing.T, r rungCase) {
+	onRungs(t, vlanRungs(t), func(t *testing.T, r rungCase) {
 		s := newSite(t, r, siteOption{})
 		wire10 := s.tagged(t, s.wire, "wire10", "vlan 10", 3)
 		wire20 := s.tagged(t, s.wire, "wire20", "vlan 20", 4)
@@ -231,7 +231,24 @@ func TestVLANOffloads(t *testing.T) {
 	})
 }
 
-// The kernel's DHCP clients get leases in a VLAN, an ipvlan's behind the parent's MAC.
+// Unicast in a VLAN reaches a port, too.
+func TestVLANPort(t *testing.T) {
+	lab.NeedTool(t, "ethtool")
+	onRungs(t, []rungCase{onXDP}, func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		s.host.offload(t, "rxvlan", "off")
+		s.wire.offload(t, "tx", "off") // checksums are in the frames, as with a NIC
+		wire10 := s.tagged(t, s.wire, "wire10", "vlan 10", 3)
+		mac, ip := s.sub(t, "mac1"), s.sub(t, "ip1")
+		for _, e := range []*end{mac, ip} {
+			s.addIn(t, e, "vlan 10", func(spec *LinkSpec) { spec.Port = true })
+			together(t, e, wire10)
+		}
+		together(t, mac, ip)
+	})
+}
+
+// Stock DHCP clients get leases in a VLAN, an ipvlan's behind the parent's MAC.
 func TestVLANDHCP(t *testing.T) {
 	for _, tool := range []string{"dnsmasq", "udhcpc"} {
 		lab.NeedTool(t, tool)

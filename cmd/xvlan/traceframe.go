@@ -17,6 +17,7 @@ import (
 	"github.com/gopacket/gopacket/pcapgo"
 
 	"github.com/xvlan/xvlan/loader"
+	"github.com/xvlan/xvlan/maps"
 )
 
 // frameWords is a frame as it was described.
@@ -131,26 +132,32 @@ func (f *frameWords) build(links []loader.Link, parent string, from *loader.Sele
 	case f.file != "":
 		return readFrame(f.file, max(f.number, 1))
 	}
-	src, dst := f.src, f.dst
+	src, dst, vlan := f.src, f.dst, maps.NewVLAN(uint16(f.vlan), uint16(f.outer))
 	if src == nil {
 		src = stranger
-		for _, l := range links {
-			if from != nil && l.Parent == parent && l.Name == from.Name && (from.Netns == "" || l.Netns == from.Netns) {
-				src = l.MAC
-			}
+	}
+	for _, l := range links {
+		if from == nil || l.Parent != parent || l.Name != from.Name || from.Netns != "" && l.Netns != from.Netns {
+			continue
+		}
+		if f.src == nil {
+			src = l.MAC
+		}
+		if vlan == 0 {
+			vlan = l.VLAN.Untagged()
 		}
 	}
 	if dst == nil {
-		if dst = f.destination(links, parent); dst == nil {
+		if dst = f.destination(links, parent, vlan); dst == nil {
 			return nil, usagef("dst: no sub-interface is known to have %s; say the MAC", f.to)
 		}
 	}
 	return f.assemble(src, dst)
 }
 
-// destination is the MAC that a frame to its address would be sent to, nil if
-// that cannot be told.
-func (f *frameWords) destination(links []loader.Link, parent string) net.HardwareAddr {
+// destination is the MAC that a frame to its address would be sent to in a VLAN, nil if
+// that cannot be told. Who is in none may be meant with a tag, too.
+func (f *frameWords) destination(links []loader.Link, parent string, vlan maps.VLAN) net.HardwareAddr {
 	a := f.to.AsSlice()
 	switch {
 	case f.packet == "arp", f.to == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
@@ -162,9 +169,11 @@ func (f *frameWords) destination(links []loader.Link, parent string) net.Hardwar
 	case f.to.IsMulticast(): // RFC 2464
 		return net.HardwareAddr{0x33, 0x33, a[12], a[13], a[14], a[15]}
 	}
-	for _, l := range links {
-		if l.Parent == parent && slices.ContainsFunc(l.Addrs, func(x loader.LinkAddr) bool { return x.Addr == f.to }) {
-			return l.WireMAC
+	for _, in := range []maps.VLAN{vlan, 0} {
+		for _, l := range links {
+			if l.Parent == parent && l.VLAN.Untagged() == in && slices.ContainsFunc(l.Addrs, func(x loader.LinkAddr) bool { return x.Addr == f.to }) {
+				return l.WireMAC
+			}
 		}
 	}
 	return nil

@@ -68,6 +68,28 @@ func TestVLANWords(t *testing.T) {
 	w.same(t, before)
 }
 
+// A trace says whom a frame with a tag is for, and what becomes of the tag.
+func TestVLANTrace(t *testing.T) {
+	w := newWorld(t)
+	for i, words := range []string{"vlan 10", "vlan 10 qinq 20", "vlan 30"} {
+		w.must(t, fmt.Sprintf("link add link eth0 a%d netns %s addr %s/24 up %s type macvlan mode bridge", i, w.inside.Name(), subAddr, words))
+	}
+	for line, want := range map[string]string{
+		"trace eth0 vlan 10 ip " + wireAddr + " " + subAddr:                            "in vlan 10, which is claimed|loses its tags|to a0,",
+		"trace eth0 vlan 10 qinq 20 ip " + wireAddr + " " + subAddr:                    "in vlan 10 qinq 20, which is claimed|to a1,",
+		"trace eth0 from a2 dst " + wireMAC + " ip " + subAddr + " " + wireAddr:        "gets the tags of vlan 30|out of eth0",
+		"trace eth0 from a1 vlan 5 dst " + wireMAC + " ip " + subAddr + " " + wireAddr: "drop_tag",
+	} {
+		out := w.must(t, line)
+		for piece := range strings.SplitSeq(want, "|") {
+			if !strings.Contains(out, piece) {
+				t.Errorf("%s does not say %q:\n%s", line, piece, out)
+			}
+		}
+	}
+	w.must(t, "parent detach eth0")
+}
+
 // What does not go with VLANs is refused by name, and changes nothing.
 func TestVLANRefused(t *testing.T) {
 	w := newWorld(t)
@@ -94,6 +116,7 @@ func TestVLANRefused(t *testing.T) {
 		"link add link eth0 c3 trunk 4 addr 10.0.0.1 type macvlan":                         {exitFail, "addr 10.0.0.1|untagged"},
 		"link add link eth0 c3 trunk 4 guard on type macvlan":                              {exitFail, "trunk|guard"},
 		"link add link eth0 c3 trunk 4 type ipvlan mode l2":                                {exitFail, "trunk|ipvlan"},
+		"link add link eth0 c3 trunk 4 delivery xdp type macvlan":                          {exitFail, "delivery xdp|trunk"},
 		"link add link eth0 c3 vlan 4 host on type ipvlan mode l2":                         {exitFail, "vlan|host off"},
 		"link add link eth0 c3 vlan 4 type ipvlan mode l3":                                 {exitFail, "vlan|mode l3"},
 		"link add link eth0 c3 vlan 4 type ipvlan mode l3s":                                {exitFail, "vlan|mode l3s"},
