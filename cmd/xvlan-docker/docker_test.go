@@ -366,7 +366,7 @@ func TestRefused(t *testing.T) {
 		{create("-o parent=eth0 -o via-host=10.96.0.0/33 x"), "via-host"},
 		{create("-o parent=eth0 -o guard=maybe x"), "guard"},
 		{create("-o parent=eth0 -o vlan=4095 x"), "vlan"},
-		{create("-o parent=eth0 -o ipvlan_mode=l2 -o trunk=10 x"), "trunk"},
+		{create("-o parent=eth0 -o trunk=10, x"), "trunk"},
 		{create("-o parent=eth0 -o bcrate=few x"), "bcrate"},
 	} {
 		t.Run(c.says, func(t *testing.T) {
