@@ -148,8 +148,6 @@ func TestApplyChanges(t *testing.T) {
 	ping(t, w.wire, "", "10.77.0.11")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, addr: 10.77.0.11/25}",
 		"~ link c1 link eth0 addr 10.77.0.10/24 10.77.0.11/24 -> 10.77.0.11/25\n")
-	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, addr: 10.77.0.11/24, netns: HOST, up: true}",
-		"~ link c1 link eth0 netns INSIDE -> HOST, addr 10.77.0.11/25 -> 10.77.0.11/24\n")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, via-host: [169.254.169.254, 10.96.0.0/12]}",
 		"~ link c1 link eth0 via-host none -> 10.96.0.0/12 169.254.169.254/32\n")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, via-host: '10.96.0.0/12,fd00:96::/112'}",
@@ -165,6 +163,8 @@ func TestApplyChanges(t *testing.T) {
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, via-host: 10.96.0.0/12}",
 		"~ link c1 link eth0 mode vepa -> private, via-host none -> 10.96.0.0/12\n")
 	w.must(t, "link set c1 via-host off")
+	w.applies(t, head+"  - {name: c1, type: macvlan, mode: private, addr: 10.77.0.11/24, netns: HOST, up: true}",
+		"~ link c1 link eth0 netns INSIDE -> HOST, addr 10.77.0.11/25 -> 10.77.0.11/24\n")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: source, macaddr: ["+wireMAC+", "+parentMAC+"]}",
 		"~ link c1 link eth0 mode private -> source, macaddr none -> "+wireMAC+" "+parentMAC+"\n")
 	w.applies(t, head+"  - {name: c1, type: macvlan, mode: source, macaddr: "+wireMAC+", up: false}",
