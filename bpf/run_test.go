@@ -40,13 +40,15 @@ const (
 
 // skBuff is struct __sk_buff, with names for what a test run takes from it.
 type skBuff struct {
-	_       [8]byte
-	Mark    uint32
-	_       [28]byte
-	Ifindex uint32
-	_       [132]byte
-	GSOSize uint32
-	_       [12]byte
+	_        [8]byte
+	Mark     uint32
+	_        [20]byte
+	Priority uint32
+	_        [4]byte
+	Ifindex  uint32
+	_        [132]byte
+	GSOSize  uint32
+	_        [12]byte
 }
 
 // xdpMD is struct xdp_md.

@@ -99,8 +99,6 @@ static __always_inline bool enter(struct frame *f, const struct sub *from, __u32
 {
 	__u32 more;
 
-	if (!meta.vlans)
-		return true;
 	claim(f);
 	if (!from->vlan && !(from->flags & SUB_TRUNK))
 		return true;
