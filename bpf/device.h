@@ -31,9 +31,10 @@ static __always_inline struct net_device *xdp_device(struct xdp_md *ctx)
 #define VLANS_TOGETHER 512
 
 /* Whether a device has a VLAN device for such a tag, wherever that has gone. A
- * failed read leaves zero. */
-static __always_inline bool has_vlan(struct net_device *dev, __be16 tpid_be, __u16 vlan)
+ * failed read leaves zero. A global function, which the verifier looks at once. */
+__noinline int has_vlan(__u64 device, __u32 tpid_be, __u32 vlan)
 {
+	struct net_device *dev = (void *)device;
 	__u32 part = (tpid_be == bpf_htons(ETH_P_8021AD) ? 8 : 0) + vlan / VLANS_TOGETHER;
 	struct vlan_info *info = NULL;
 	void **devices = NULL, *found = NULL;
@@ -46,7 +47,7 @@ static __always_inline bool has_vlan(struct net_device *dev, __be16 tpid_be, __u
 			      (void *)&info->grp.vlan_devices_arrays + part * sizeof(void *));
 	if (devices)
 		bpf_probe_read_kernel(&found, sizeof(found), devices + vlan % VLANS_TOGETHER);
-	return found;
+	return found != NULL;
 }
 
 /* The other end of a veth or a netkit, which keep it as the first member of their

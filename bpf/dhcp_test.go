@@ -287,6 +287,14 @@ func TestLease(t *testing.T) {
 		begin(t)
 		w.lets(t, "acknowledgement", rxProg, 0, reply(layers.DHCPMsgTypeAck, me, second), mine(second, leased))
 	})
+	t.Run("in a VLAN", func(t *testing.T) {
+		w.enter(t)
+		ack := reply(layers.DHCPMsgTypeAck, ipVLAN, first)
+		w.lets(t, "request", txProg, ipVLAN, ask(ipVLAN, layers.DHCPMsgTypeRequest))
+		w.lets(t, "acknowledgement without it", rxProg, 0, ack)
+		w.lets(t, "acknowledgement in another", rxProg, 0, tagged(ack, 0x8100, 20))
+		w.lets(t, "acknowledgement", rxProg, 0, tagged(ack, 0x8100, 10), entry{10, first, ipVLAN, generation, leased})
+	})
 	t.Run("refused", func(t *testing.T) {
 		begin(t)
 		w.lets(t, "refusal of another question", rxProg, 0, reply(layers.DHCPMsgTypeNak, me, anyIP4, func(m *message) { m.xid++ }), mine(first, leased))

@@ -67,6 +67,12 @@ extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym __weak;
 
 #define IFF_UP 1 /* linux/if.h */
 
+/* A VLAN tag behind its EtherType. */
+struct tag {
+	__be16 tci_be;
+	__be16 proto_be; /* of what follows */
+};
+
 /* ARP for IPv4 on Ethernet, RFC 826. */
 struct arp {
 	__be16 htype_be;

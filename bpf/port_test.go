@@ -37,10 +37,10 @@ func TestPortXDP(t *testing.T) {
 	cases := []frameCase{
 		ported("by MAC", macAway, to),
 		ported("by MAC, header alone", macAway, set(to, 12, 0x88, 0xb5)[:14]),
-		ported("by MAC, tagged", macAway, tagged(to, 0x8100, 20)),
+		passed("by MAC, tagged", tagged(to, 0x8100, 20)), // a VLAN is claimed
 		readdressed(ported("by IPv4", ipAway, to4), macOf(ipAway)),
 		readdressed(ported("by IPv6", ipAway, to6), macOf(ipAway)),
-		readdressed(ported("by IPv4, tagged", ipAway, tagged(to4, 0x8100, 20)), macOf(ipAway)),
+		passed("by IPv4, tagged", tagged(to4, 0x8100, 20)),
 		passed("by IPv4, cut", to4[:33]),
 		passed("MAC without a leg", fromWire(macOf(macGiven), 99)),
 		passed("IP without a leg", fromWire(parentMAC, ipHere)),

@@ -109,7 +109,7 @@ static __noinline int tx_routed(struct __sk_buff *skb, struct sub *from, __u32 m
 	__u32 id = 0;
 	__u64 who;
 
-	if (!may_send(skb, &f, from, me, &size))
+	if (!may_send(skb, &f, from, me, &size, false))
 		return TC_ACT_SHOT;
 	see_place(skb, from);
 	if (f.l3 != ETH_HLEN || skb->vlan_present ||

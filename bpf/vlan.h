@@ -15,7 +15,6 @@
 
 #define VLAN_ID	  0xfff
 #define VLAN_PRIO 0xf000 /* priority, and whether it may rather be dropped */
-#define TAG_LEN	  4
 
 /* Whether a frame has a tag of a VLAN that nobody is in. */
 static __always_inline bool is_foreign(const struct frame *f)
@@ -29,45 +28,62 @@ static __always_inline bool is_tagged(const struct frame *f)
 	return f->tci & VLAN_ID;
 }
 
-/* Finds out which VLAN a frame with a tag is in, if it is one that is claimed. An
- * 802.1Q tag behind a service tag is that VLAN's, too: what is behind it is parsed. */
-static __always_inline void claim(struct frame *f)
+/* The VLAN that tags tell, if it is one that is claimed, else 0. With a service tag it
+ * is told by the 802.1Q tag behind that, too, which stands above then by 32 bits. A global
+ * function, as those below: so the verifier looks at them once, and frames without a tag
+ * have the registers. */
+__noinline __u64 claimed(struct __sk_buff *skb, __u32 l3, __u32 tpid_be, __u32 tci, __u32 proto_be)
 {
-	__u32 vlan = f->tci & VLAN_ID;
-	__be16 *tag = NULL;
+	__u32 vlan = tci & VLAN_ID;
+	struct tag tag = {};
 
-	if (!f->tpid_be || !meta.vlans || !vlan)
-		return;
-	if (f->tpid_be == bpf_htons(ETH_P_8021AD)) {
-		if (f->proto_be != bpf_htons(ETH_P_8021Q))
-			return;
-		tag = at(f, f->l3, TAG_LEN);
-		if (!tag)
-			return;
-		vlan = vlan << QINQ_SHIFT | (bpf_ntohs(tag[0]) & VLAN_ID);
+	if (!vlan)
+		return 0;
+	if (tpid_be == bpf_htons(ETH_P_8021AD)) {
+		if (proto_be != bpf_htons(ETH_P_8021Q) ||
+		    bpf_skb_load_bytes(skb, l3, &tag, sizeof(tag)))
+			return 0;
+		vlan = vlan << QINQ_SHIFT | (bpf_ntohs(tag.tci_be) & VLAN_ID);
 	}
 	if (!bpf_map_lookup_elem(&vlans, &vlan))
-		return;
+		return 0;
 	note(STEP_CLAIMED, 0, vlan);
-	f->vlan = vlan;
-	if (!tag)
-		return;
-	f->tci = f->tci << 16 | bpf_ntohs(tag[0]);
-	f->proto_be = tag[1];
-	f->l3 += TAG_LEN;
+	return vlan | (__u64)bpf_ntohs(tag.tci_be) << 32 | (__u64)tag.proto_be << 48;
 }
 
-/* Whether a VLAN is on the list of a sub-interface that is a trunk. */
-static __always_inline bool has_tag(const struct sub *sub, __u32 id, __u32 vlan)
+/* Finds out which VLAN a frame with a tag is in. */
+static __always_inline void claim(struct frame *f)
+{
+	__u64 found;
+
+	if (!f->tpid_be || !meta.vlans)
+		return;
+	found = claimed(f->skb, f->l3, f->tpid_be, f->tci, f->proto_be);
+	f->vlan = found;
+	if (f->vlan <= VLAN_ID)
+		return;
+	f->tci = f->tci << 16 | (found >> 32 & 0xffff);
+	f->proto_be = found >> 48;
+	f->l3 += sizeof(struct tag);
+}
+
+/* Whether a VLAN is on the list of a trunk. */
+__noinline int is_listed(__u32 id, __u32 vlan)
 {
 	__u32 word = vlan / 64;
 	struct trunk *trunk;
 
-	if (!(sub->flags & SUB_TRUNK) || vlan > VLAN_ID)
+	if (vlan > VLAN_ID)
 		return false;
 	trunk = bpf_map_lookup_elem(&trunks, &id);
 	barrier_var(word); /* the verifier has to see its bound */
 	return trunk && trunk->vlans[word % 64] >> vlan % 64 & 1;
+}
+
+/* Whether a sub-interface gets and sends a VLAN with its tag. */
+static __always_inline bool has_tag(const struct sub *sub, __u32 id, __u32 vlan)
+{
+	return sub->flags & SUB_TRUNK && is_listed(id, vlan);
 }
 
 /* Whether a sub-interface has part in the VLAN that a frame is in. */
@@ -109,7 +125,7 @@ static __always_inline bool enter(struct frame *f, const struct sub *from, __u32
 	f->vlan = from->vlan;
 	f->tci |= f->tci << 16;
 	more = tags_of(f->vlan) - (f->vlan && f->tpid_be);
-	size->bytes += size->packets * TAG_LEN * more;
+	size->bytes += size->packets * sizeof(struct tag) * more;
 	return true;
 }
 

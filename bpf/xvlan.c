@@ -112,7 +112,7 @@ static __always_inline bool is_vlan(__u16 proto_be)
 static __always_inline bool parse(struct frame *f)
 {
 	struct ethhdr *eth = at(f, 0, sizeof(*eth));
-	__be16 *tag;
+	struct tag *tag;
 
 	if (!eth)
 		return false;
@@ -121,13 +121,13 @@ static __always_inline bool parse(struct frame *f)
 	f->proto_be = eth->h_proto;
 	if (!is_vlan(f->proto_be))
 		return true;
-	tag = at(f, sizeof(*eth), 2 * sizeof(*tag));
+	tag = at(f, sizeof(*eth), sizeof(*tag));
 	if (!tag)
 		return true;
 	f->tpid_be = f->proto_be;
-	f->tci = bpf_ntohs(tag[0]);
-	f->proto_be = tag[1];
-	f->l3 += 2 * sizeof(*tag);
+	f->tci = bpf_ntohs(tag->tci_be);
+	f->proto_be = tag->proto_be;
+	f->l3 += sizeof(*tag);
 	return true;
 }
 
@@ -151,8 +151,6 @@ static __always_inline bool parse_skb(struct __sk_buff *skb, struct frame *f)
 	return true;
 }
 
-#include "vlan.h" /* claim, enter, is_in, fit */
-
 static __always_inline bool is_group(const struct frame *f)
 {
 	const __u8 *dst = f->data;
@@ -174,6 +172,8 @@ static __always_inline struct sub *sub_by_id(__u32 id)
 {
 	return ELEMENT(subs, id & id_mask);
 }
+
+#include "vlan.h" /* claim, enter, is_in, fit */
 
 /* A leg's sub-interface. One that is being made may send already. */
 static __always_inline struct sub *sender(const struct dest *d, __u32 *id)
@@ -458,44 +458,36 @@ static __always_inline struct sub *asked(struct frame *f, __u32 *id)
 /* ---- count ---- */
 
 /* Length of the headers that every segment of a GSO packet repeats; of a
- * tunnel only the outer ones. */
-static __always_inline __u32 gso_headers(struct frame *f)
+ * tunnel only the outer ones. A global function, so that other frames' registers
+ * are not spent on it. */
+__noinline __u32 gso_headers(struct __sk_buff *skb, __u32 l3, __u32 proto_be)
 {
-	__u32 l4 = f->l3;
-	__u16 proto_be = f->proto_be;
-	__u8 proto = 0;
+	struct tag tag;
+	__u8 ip[10], proto, offset;
+	__u32 l4 = l3;
 
 	if (is_vlan(proto_be)) {
-		__be16 *tag = at(f, l4, 2 * sizeof(*tag));
-
-		if (!tag)
+		if (bpf_skb_load_bytes(skb, l4, &tag, sizeof(tag)))
 			return l4;
-		proto_be = tag[1];
-		l4 += 2 * sizeof(*tag);
+		proto_be = tag.proto_be;
+		l4 += sizeof(tag);
 	}
+	if (proto_be != bpf_htons(ETH_P_IP) && proto_be != bpf_htons(ETH_P_IPV6))
+		return l4;
+	if (bpf_skb_load_bytes(skb, l4, ip, sizeof(ip)))
+		return l4;
 	if (proto_be == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = at(f, l4, sizeof(*ip));
-
-		if (!ip)
-			return l4;
-		proto = ip->protocol;
-		l4 += ip->ihl * 4;
-	} else if (proto_be == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = at(f, l4, sizeof(*ip));
-
-		if (!ip)
-			return l4;
-		proto = ip->nexthdr;
-		l4 += sizeof(*ip);
+		proto = ip[offsetof(struct iphdr, protocol)];
+		l4 += (ip[0] & 0xf) * 4;
+	} else {
+		proto = ip[offsetof(struct ipv6hdr, nexthdr)];
+		l4 += sizeof(struct ipv6hdr);
 	}
-	if (proto == IPPROTO_TCP) {
-		__u8 offset = 0;
-
-		if (bpf_skb_load_bytes(f->skb, l4 + 12, &offset, 1))
-			return l4;
-		return l4 + (offset >> 4) * 4;
-	}
-	return proto == IPPROTO_UDP ? l4 + 8 : l4;
+	if (proto != IPPROTO_TCP)
+		return proto == IPPROTO_UDP ? l4 + 8 : l4;
+	if (bpf_skb_load_bytes(skb, l4 + 12, &offset, 1))
+		return l4;
+	return l4 + (offset >> 4) * 4;
 }
 
 static __always_inline struct size size_of(struct frame *f)
@@ -506,7 +498,7 @@ static __always_inline struct size size_of(struct frame *f)
 	if (f->skb->vlan_present)
 		size.bytes += 4;
 	if (gso) {
-		__u32 headers = gso_headers(f);
+		__u32 headers = gso_headers(f->skb, f->l3, f->proto_be);
 
 		if (f->skb->len > headers + gso) {
 			size.packets = (f->skb->len - headers + gso - 1) / gso;
@@ -853,10 +845,10 @@ static __always_inline bool over_mtu(struct frame *f)
 			     f->skb->gso_size ? BPF_MTU_CHK_SEGS : 0) != BPF_MTU_CHK_RET_SUCCESS;
 }
 
-/* What everything that is sent goes through first. False: it is lost, and has been
- * counted if it is a frame at all. */
+/* What everything that is sent goes through first; VLANs are looked at only where there may
+ * be any. False: it is lost, and has been counted if it is a frame at all. */
 static __always_inline bool may_send(struct __sk_buff *skb, struct frame *f, const struct sub *from,
-				     __u32 me, struct size *size)
+				     __u32 me, struct size *size, bool vlans)
 {
 	enum verdict lost;
 
@@ -867,7 +859,7 @@ static __always_inline bool may_send(struct __sk_buff *skb, struct frame *f, con
 		lost = VERDICT_DROP_INACTIVE;
 	else if (over_mtu(f))
 		lost = meta.ifindex ? VERDICT_DROP_MTU : VERDICT_DROP_INACTIVE;
-	else if (!enter(f, from, me, size))
+	else if (vlans && !enter(f, from, me, size))
 		lost = VERDICT_DROP_TAG;
 	else if (from->kind == KIND_IPVLAN && !ip_keyed_out(f, from, me))
 		lost = VERDICT_DROP_MALFORMED;
@@ -950,7 +942,8 @@ static __always_inline int redirect_xdp(struct xdp_md *ctx, struct frame *f, con
 {
 	int action;
 
-	if (!(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) || f->vlan || f->data + ETH_ALEN > f->end)
+	if (!(sub->class & (CLASS_BRIDGE | CLASS_VEPA)) || (meta.vlans && is_foreign(f)) ||
+	    f->data + ETH_ALEN > f->end)
 		return XDP_PASS;
 	if (sub->kind == KIND_IPVLAN && is_bootp(f, BOOTP_SERVER, BOOTP_CLIENT))
 		return XDP_PASS; /* xvlan_rx looks at what it says */
@@ -964,9 +957,9 @@ static __always_inline int redirect_xdp(struct xdp_md *ctx, struct frame *f, con
 	return action;
 }
 
-/* Whether the frame's MAC may be somebody's in another VLAN than the one that is to be
- * seen here: a card may have taken a tag off, of which XDP is not told. */
-static __always_inline bool may_have_lost_tag(const struct frame *f)
+/* Whether the frame's MAC may be somebody's in a VLAN. Those are not looked for here:
+ * a card may have taken a tag off, of which XDP is not told. */
+static __always_inline bool may_be_in_vlan(const struct frame *f)
 {
 	return meta.vlans && f->data + ETH_ALEN <= f->end && mac_slot(f->data);
 }
@@ -983,18 +976,17 @@ int xvlan_xdp(struct xdp_md *ctx)
 
 	if (!(drops || meta.ports) || meta.passthru || meta.sources || !parse(&f))
 		return XDP_PASS;
-	if (f.tpid_be && has_vlan(xdp_device(ctx), f.tpid_be, f.tci & VLAN_ID)) {
+	if (f.tpid_be && has_vlan((__u64)xdp_device(ctx), f.tpid_be, f.tci & VLAN_ID)) {
 		note(STEP_VLAN, 0, f.tci & VLAN_ID);
 		return XDP_PASS;
 	}
-	claim(&f);
 	eth = at(&f, 0, sizeof(*eth));
 	if (!eth || is_group(&f) || (!meta.ports && mac_eq(eth->h_dest, meta.mac)))
 		return XDP_PASS;
 	sub = lookup(&f, &id, &unknown);
 	if (sub) /* mostly, xvlan_rx delivers and counts it */
 		return sub->place == PLACE_XDP ? redirect_xdp(ctx, &f, sub, id, size) : XDP_PASS;
-	if (!unknown || !drops || may_have_lost_tag(&f))
+	if (!unknown || !drops || may_be_in_vlan(&f))
 		return XDP_PASS;
 	count_xdp(ctx, 0, VERDICT_DROP_UNKNOWN, size);
 	return XDP_DROP;
@@ -1104,7 +1096,7 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 		skb->mark = 0;
 		return pass(skb, size);
 	}
-	if (f.tpid_be && has_vlan(skb_device(skb), f.tpid_be, f.tci & VLAN_ID)) {
+	if (f.tpid_be && has_vlan((__u64)skb_device(skb), f.tpid_be, f.tci & VLAN_ID)) {
 		note(STEP_VLAN, 0, f.tci & VLAN_ID);
 		return pass(skb, size); /* it is the VLAN device's */
 	}
@@ -1225,12 +1217,12 @@ static __always_inline int tx_unicast(struct frame *f, const struct sub *from, _
 	return to_wire(f);
 }
 
-static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me)
+static __always_inline int tx_any(struct __sk_buff *skb, struct sub *from, __u32 me, bool vlans)
 {
 	struct frame f;
 	struct size size;
 
-	if (!may_send(skb, &f, from, me, &size))
+	if (!may_send(skb, &f, from, me, &size, vlans))
 		return TC_ACT_SHOT;
 	if (from->place == PLACE_LOCAL || is_group(&f))
 		see_place(skb, from);
@@ -1252,6 +1244,17 @@ static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me
 	return tx_unicast(&f, from, me, size);
 }
 
+/* Twice, since what it takes to know a VLAN is a register or two in each step. */
+static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me)
+{
+	return tx_any(skb, from, me, false);
+}
+
+static __noinline int tx_vlans(struct __sk_buff *skb, struct sub *from, __u32 me)
+{
+	return tx_any(skb, from, me, true);
+}
+
 /* The whole way. Several functions, for the stack: before 6.12 a chain of calls has
  * 512 bytes of it, and what fans out is a long one. */
 static __always_inline int tx_slow(struct __sk_buff *skb)
@@ -1261,7 +1264,10 @@ static __always_inline int tx_slow(struct __sk_buff *skb)
 
 	if (from && from->flags & SUB_GUARDED && !is_inward(skb, from) && !may_leave(skb, me))
 		return TC_ACT_SHOT;
-	return from && is_routed(from) ? tx_routed(skb, from, me) : tx_whole(skb, from, me);
+	if (from && is_routed(from))
+		return tx_routed(skb, from, me);
+	return meta.vlans || (from && from->vlan) ? tx_vlans(skb, from, me)
+						  : tx_whole(skb, from, me);
 }
 
 /* Counts a frame that is no super-packet and has no tag beside it. */
