@@ -85,7 +85,7 @@ __noinline int has4(struct __sk_buff *skb, __u32 me, __u32 addr, __u32 claim)
 		return true;
 	if (!afford(&g->addrs_ns, LEARN_TIME, LEARN_BURST * LEARN_TIME))
 		return false;
-	learn4(skb, sub, me, &addr);
+	learn4(skb, me, addr);
 	return DRY_RUN || is_own(bpf_map_lookup_elem(&by_ip4, &key), sub, me);
 }
 
@@ -111,7 +111,7 @@ __noinline int has6(struct __sk_buff *skb, __u32 me, __u64 high, __u64 low, __u3
 		return true;
 	if (!afford(&g->addrs_ns, LEARN_TIME, LEARN_BURST * LEARN_TIME))
 		return false;
-	learn6(skb, sub, me, addr);
+	learn6(skb, me, high, low);
 	return DRY_RUN || is_own(bpf_map_lookup_elem(&by_ip6, &key), sub, me);
 }
 

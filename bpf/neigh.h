@@ -94,47 +94,62 @@ static __always_inline bool is_link_local(const void *addr)
 /* Each learned address takes the ring's next slot and the one found there is
  * forgotten, unless it was learned twice and has a later slot: no sub-interface
  * holds more than LEARN_SLOTS of each family, and one that goes through many
- * addresses takes only from itself. */
-static __always_inline void learn4(struct __sk_buff *skb, const struct sub *sub, __u32 id,
-				   const void *addr)
+ * addresses takes only from itself. Global functions, as those that call them: the verifier
+ * looks at them once, and each has a stack of its own. */
+__noinline int learn4(struct __sk_buff *skb, __u32 id, __u32 addr)
 {
-	struct ip4_key key = {.vlan = sub->vlan}, old = key;
+	const struct sub *sub = sub_by_id(id);
+	struct ip4_key key = {.addr_be = addr, .vlan = sub->vlan}, old = key;
 	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
 	__u32 slot;
 
-	__builtin_memcpy(&key.addr_be, addr, sizeof(key.addr_be));
+	barrier_var(skb); /* unused in a dry run, and must be passed nevertheless */
 	if (!ring || !is_host_ip4(bpf_ntohl(key.addr_be)))
-		return;
+		return 0;
 	if (!take(skb, &by_ip4, &key, version4(&key), sub, id))
-		return;
+		return 0;
 	slot = __sync_fetch_and_add(&ring->next4, 1) % LEARN_SLOTS;
 	old.addr_be = ring->ip4_be[slot];
 	ring->ip4_be[slot] = key.addr_be;
 	for (int n = 0; n < LEARN_SLOTS; n++)
 		if (ring->ip4_be[n] == old.addr_be)
-			return;
+			return 0;
 	forget(&by_ip4, &old, version4(&old), id);
+	return 0;
 }
 
-static __always_inline void learn6(struct __sk_buff *skb, const struct sub *sub, __u32 id,
-				   const void *addr)
+__noinline int learn6(struct __sk_buff *skb, __u32 id, __u64 high, __u64 low)
 {
-	struct ip6_key key = {.vlan = sub->vlan}, old = key;
+	const struct sub *sub = sub_by_id(id);
+	struct ip6_key key = {.vlan = sub->vlan};
 	struct ring *ring = bpf_map_lookup_elem(&learned, &id);
+	__u64 old[2];
 	__u32 slot;
 
-	__builtin_memcpy(key.addr, addr, sizeof(key.addr));
-	if (!ring || !is_host_ip6(addr))
-		return;
+	barrier_var(skb); /* unused in a dry run, and must be passed nevertheless */
+	__builtin_memcpy(key.addr, &high, sizeof(high));
+	__builtin_memcpy(key.addr + sizeof(high), &low, sizeof(low));
+	if (!ring || !is_host_ip6(key.addr))
+		return 0;
 	if (!take(skb, &by_ip6, &key, version6(&key), sub, id))
-		return;
+		return 0;
 	slot = __sync_fetch_and_add(&ring->next6, 1) % LEARN_SLOTS;
-	__builtin_memcpy(old.addr, ring->ip6[slot], sizeof(old.addr));
+	__builtin_memcpy(old, ring->ip6[slot], sizeof(old));
 	__builtin_memcpy(ring->ip6[slot], key.addr, sizeof(key.addr));
+	__builtin_memcpy(key.addr, old, sizeof(old));
 	for (int n = 0; n < LEARN_SLOTS; n++)
-		if (!__builtin_memcmp(ring->ip6[n], old.addr, sizeof(old.addr)))
-			return;
-	forget(&by_ip6, &old, version6(&old), id);
+		if (!__builtin_memcmp(ring->ip6[n], old, sizeof(old)))
+			return 0;
+	forget(&by_ip6, &key, version6(&key), id);
+	return 0;
+}
+
+static __always_inline void learn6_at(struct __sk_buff *skb, __u32 id, const void *addr)
+{
+	__u64 word[2];
+
+	__builtin_memcpy(word, addr, sizeof(word));
+	learn6(skb, id, word[0], word[1]);
 }
 
 static __always_inline void yield(void *map, const void *key, __u32 *version)
@@ -175,15 +190,16 @@ static __always_inline void yield_to_wire(struct frame *f)
 
 /* Learns the sender's address and puts the parent's MAC in the inner one's
  * place. False: the header cannot be followed. */
-static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u32 id)
+__noinline int arp_out(struct __sk_buff *skb, __u32 id, __u32 l3)
 {
-	struct arp *arp = at(f, f->l3, sizeof(*arp));
+	struct arp arp;
+	__u32 spa;
 
-	if (!arp || !is_arp_ip4(arp))
+	if (bpf_skb_load_bytes(skb, l3, &arp, sizeof(arp)) || !is_arp_ip4(&arp))
 		return false;
-	learn4(f->skb, sub, id, arp->spa);
-	return !bpf_skb_store_bytes(f->skb, f->l3 + offsetof(struct arp, sha), meta.mac, ETH_ALEN,
-				    0);
+	__builtin_memcpy(&spa, arp.spa, sizeof(spa));
+	learn4(skb, id, spa);
+	return !bpf_skb_store_bytes(skb, l3 + offsetof(struct arp, sha), meta.mac, ETH_ALEN, 0);
 }
 
 /* How many options of an ND message are looked through for a MAC; a message
@@ -191,15 +207,15 @@ static __always_inline bool arp_out(struct frame *f, const struct sub *sub, __u3
 #define ND_OPTIONS 16
 
 /* Puts the parent's MAC into the link-layer address options in [off, end). */
-static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end)
+__noinline int nd_options_out(struct __sk_buff *skb, __u32 l3, __u32 off, __u32 end)
 {
-	__u32 csum = f->l3 + sizeof(struct ipv6hdr) + offsetof(struct nd, csum_be);
+	__u32 csum = l3 + sizeof(struct ipv6hdr) + offsetof(struct nd, csum_be);
 	struct nd_opt old, new;
 
 	for (int n = 0; n < ND_OPTIONS && off + sizeof(old) <= end; n++) {
 		__s64 diff;
 
-		if (bpf_skb_load_bytes(f->skb, off, &old, sizeof(old)) || !old.units)
+		if (bpf_skb_load_bytes(skb, off, &old, sizeof(old)) || !old.units)
 			return false;
 		if (old.units == 1 &&
 		    (old.type == ND_OPT_SOURCE_LLADDR || old.type == ND_OPT_TARGET_LLADDR)) {
@@ -207,8 +223,8 @@ static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end
 			__builtin_memcpy(new.lladdr, meta.mac, ETH_ALEN);
 			diff =
 			    bpf_csum_diff((void *)&old, sizeof(old), (void *)&new, sizeof(new), 0);
-			if (diff < 0 || bpf_skb_store_bytes(f->skb, off, &new, sizeof(new), 0) ||
-			    bpf_l4_csum_replace(f->skb, csum, 0, diff, 0))
+			if (diff < 0 || bpf_skb_store_bytes(skb, off, &new, sizeof(new), 0) ||
+			    bpf_l4_csum_replace(skb, csum, 0, diff, 0))
 				return false;
 		}
 		off += old.units * sizeof(old);
@@ -217,31 +233,43 @@ static __always_inline bool nd_options_out(struct frame *f, __u32 off, __u32 end
 }
 
 /* The same as arp_out for ICMPv6; what is no neighbour discovery is as it is. */
-static __always_inline bool nd_out(struct frame *f, const struct sub *sub, __u32 id)
+__noinline int nd_out(struct __sk_buff *skb, __u32 id, __u32 l3)
 {
-	__u32 l4 = f->l3 + sizeof(struct ipv6hdr), end;
-	struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip) + 1);
-	__u8 type;
+	__u32 l4 = l3 + sizeof(struct ipv6hdr), end;
+	__u8 addr[16], type;
+	__be16 len_be;
 
-	if (!ip || ip->nexthdr != IPPROTO_ICMPV6)
+	if (bpf_skb_load_bytes(skb, l4, &type, 1) ||
+	    bpf_skb_load_bytes(skb, l3 + offsetof(struct ipv6hdr, payload_len), &len_be,
+			       sizeof(len_be)))
 		return true;
-	end = l4 + bpf_ntohs(ip->payload_len);
-	if (end > f->skb->len)
-		end = f->skb->len;
-	type = *(__u8 *)(ip + 1);
+	end = l4 + bpf_ntohs(len_be);
+	if (end > skb->len)
+		end = skb->len;
 	if (type == ND_ROUTER_SOLICIT)
-		return nd_options_out(f, l4 + 8, end);
+		return nd_options_out(skb, l3, l4 + 8, end);
 	if (type == ND_ROUTER_ADVERT)
-		return nd_options_out(f, l4 + 16, end);
+		return nd_options_out(skb, l3, l4 + 16, end);
 	if (type != ND_NEIGHBOR_SOLICIT && type != ND_NEIGHBOR_ADVERT)
 		return true;
-	ip = at(f, f->l3, sizeof(*ip) + sizeof(struct nd));
-	if (!ip)
+	if (skb->len < l4 + sizeof(struct nd) ||
+	    bpf_skb_load_bytes(skb,
+			       type == ND_NEIGHBOR_ADVERT ? l4 + offsetof(struct nd, target)
+							  : l3 + offsetof(struct ipv6hdr, saddr),
+			       addr, sizeof(addr)))
 		return false;
-	learn6(f->skb, sub, id,
-	       type == ND_NEIGHBOR_ADVERT ? ((struct nd *)(ip + 1))->target
-					  : ip->saddr.in6_u.u6_addr8);
-	return nd_options_out(f, l4 + sizeof(struct nd), end);
+	learn6_at(skb, id, addr);
+	return nd_options_out(skb, l3, l4 + sizeof(struct nd), end);
+}
+
+static __always_inline bool is_icmp6(struct frame *f)
+{
+	struct ipv6hdr *ip;
+
+	if (f->proto_be != bpf_htons(ETH_P_IPV6))
+		return false;
+	ip = at(f, f->l3, sizeof(*ip));
+	return ip && ip->nexthdr == IPPROTO_ICMPV6;
 }
 
 #endif

@@ -38,7 +38,7 @@ static __always_inline bool packet_out(struct frame *f, const struct sub *sub, _
 		to->ipv4_src = ip->saddr;
 		to->ipv4_dst = ip->daddr;
 		if (DRY_RUN || sub->vlan || who4(to->ipv4_src) != WHO(id, sub->gen))
-			learn4(f->skb, sub, id, &to->ipv4_src);
+			learn4(f->skb, id, to->ipv4_src);
 	} else {
 		struct ipv6hdr *ip = at(f, f->l3, sizeof(*ip));
 		__u64 src[2];
@@ -50,7 +50,7 @@ static __always_inline bool packet_out(struct frame *f, const struct sub *sub, _
 		__builtin_memcpy(to->ipv6_dst, &ip->daddr, sizeof(to->ipv6_dst));
 		__builtin_memcpy(src, to->ipv6_src, sizeof(src));
 		if (DRY_RUN || sub->vlan || who6(src[0], src[1]) != WHO(id, sub->gen))
-			learn6(f->skb, sub, id, to->ipv6_src);
+			learn6(f->skb, id, src[0], src[1]);
 	}
 	return true;
 }

@@ -822,9 +822,9 @@ static __always_inline bool ip_keyed_out(struct frame *f, const struct sub *sub,
 		dhcp_ask(f->skb, id, f->l3);
 		reload(f);
 	}
-	if (f->proto_be == bpf_htons(ETH_P_ARP) && !arp_out(f, sub, id))
+	if (f->proto_be == bpf_htons(ETH_P_ARP) && !arp_out(f->skb, id, f->l3))
 		return false;
-	if (f->proto_be == bpf_htons(ETH_P_IPV6) && !nd_out(f, sub, id))
+	if (is_icmp6(f) && !nd_out(f->skb, id, f->l3))
 		return false;
 	reload(f);
 	return true;
