@@ -113,7 +113,7 @@ cni ^TestModes$$/^kernel-l
 referee ^TestReferee$$/^(macvlan_bridge_with_bridge|macvlan_source_with_source|ipvlan_l2_bridge_with_l2_bridge|ipvlan_l3_bridge_with_l3_bridge)$$
 endef
 # Rung xdp differs on 6.12 in nothing that these try, and takes a third of their time.
-VM_QUICK_SKIP = ^Test(Restore|Migrate|BulkCounts|Moves|ParentDeleted.*|RoutedChange)$$/^xdp$$
+VM_QUICK_SKIP = ^Test(Restore|Migrate|BulkCounts|Moves|ParentDeleted.*|RoutedChange|ViaHost|VLANTrunk)$$/^xdp$$
 export QUICK = $(if $(VM_QUICK),$(VM_QUICK_TESTS))
 
 .PHONY: test-vm
