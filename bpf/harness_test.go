@@ -162,13 +162,17 @@ func ipvlan(place bpf.XvlanSubPlace) bpf.XvlanSub {
 
 // plain flags a record that the short way is for, as package maps does.
 func plain(sub bpf.XvlanSub) bpf.XvlanSub {
-	if sub.State == bpf.XvlanSubStateSUB_ACTIVE && sub.Vlan == 0 && sub.Flags&trunk == 0 &&
-		sub.Class&(bpf.XvlanSubClassCLASS_BRIDGE|bpf.XvlanSubClassCLASS_VEPA) != 0 {
-		if sub.Kind == bpf.XvlanSubKindKIND_MACVLAN {
-			sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN
-		} else {
-			sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN_IP
-		}
+	if sub.State != bpf.XvlanSubStateSUB_ACTIVE || sub.Flags&trunk != 0 ||
+		sub.Class&(bpf.XvlanSubClassCLASS_BRIDGE|bpf.XvlanSubClassCLASS_VEPA) == 0 {
+		return sub
+	}
+	switch isMAC := sub.Kind == bpf.XvlanSubKindKIND_MACVLAN; {
+	case sub.Vlan == 0 && isMAC:
+		sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN
+	case sub.Vlan == 0:
+		sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN_IP
+	case sub.Vlan < 4096 && isMAC:
+		sub.Flags |= bpf.XvlanSubFlagSUB_PLAIN_VLAN
 	}
 	return sub
 }

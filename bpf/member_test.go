@@ -25,7 +25,10 @@ const (
 	trunkNative                       // a trunk of 30, and untagged frames are of VLAN 10
 	noneOne                           // without a VLAN
 	noneTwo                           // the same
-	members     = noneTwo
+	own10                             // in VLAN 10, with a MAC that nobody else has, as the others below
+	other10                           // the same
+	own20                             // the same in VLAN 20
+	members     = own20
 )
 
 const qinq = 5<<12 | 10
@@ -61,6 +64,9 @@ func memberWorld(tb testing.TB, netkit bool) *world {
 	}
 	w.add(tb, noneOne, macvlan(away))
 	w.add(tb, noneTwo, macvlan(away))
+	w.add(tb, own10, in(macvlan(away), 10))
+	w.add(tb, other10, in(macvlan(away), 10))
+	w.add(tb, own20, in(macvlan(away), 20))
 	same := w.subs[mac20]
 	same.Mac = macOf(mac10)
 	w.subs[mac20] = same
@@ -123,6 +129,13 @@ func memberRx() []passage {
 		got("MAC, here", tagged(to(mac10Here), 0x8100, 10), mac10Here, to(mac10Here)),
 		got("the same MAC in another VLAN", tagged(to(mac10), 0x8100, 20), mac20, to(mac10)),
 		passes("that MAC untagged", to(mac10)),
+		got("its own MAC", tagged(to(own10), 0x8100, 10), own10, to(own10)),
+		got("its own MAC, with priority", tagged(to(own10), 0x8100, 0xf00a), own10, to(own10)),
+		got("its own MAC, a tag in it", tagged(to(own10), 0x8100, 10, 0x8100, 99), own10, tagged(to(own10), 0x8100, 99)),
+		passes("its own MAC untagged", to(own10)),
+		passes("its own MAC, service tag", tagged(to(own10), 0x88a8, 10)),
+		passes("its own MAC in another VLAN", tagged(to(own10), 0x8100, 20)),
+		passes("its own MAC in nobody's VLAN", tagged(to(own10), 0x8100, 40)),
 		passes("that MAC in a third VLAN", tagged(to(mac10), 0x8100, 30)),
 		passes("that MAC in nobody's VLAN", tagged(to(mac10), 0x8100, 40)),
 		got("address", tagged(byIP(ip10), 0x8100, 10), ip10, byIP(ip10)),
@@ -153,10 +166,10 @@ func memberRx() []passage {
 		passes("without a VLAN, somebody's", tagged(to(noneOne), 0x8100, 10)),
 
 		passes("broadcast in 10", tagged(broadcast, 0x8100, 10), append(
-			copiesTo(broadcast, mac10, mac10Here, mac10VEPA, mac10Alone, ip10, trunkNative),
+			copiesTo(broadcast, mac10, mac10Here, mac10VEPA, mac10Alone, ip10, trunkNative, own10, other10),
 			arrival{trunkTags, tagged(broadcast, 0x8100, 10)})...),
 		passes("broadcast in 20, with priority", tagged(broadcast, 0x8100, 0x6014), append(
-			copiesTo(broadcast, mac20, ip20), copiesTo(tagged(broadcast, 0x8100, 0x6014), trunkTags, trunkZero)...)...),
+			copiesTo(broadcast, mac20, ip20, own20), copiesTo(tagged(broadcast, 0x8100, 0x6014), trunkTags, trunkZero)...)...),
 		passes("broadcast in 30", tagged(broadcast, 0x8100, 30), arrival{trunkNative, tagged(broadcast, 0x8100, 30)}),
 		passes("broadcast, QinQ", tagged(broadcast, 0x88a8, 5, 0x8100, 10), copiesTo(broadcast, macQ, ipQ)...),
 		passes("broadcast, nobody's", tagged(broadcast, 0x8100, 40), copiesTo(tagged(broadcast, 0x8100, 40), noneOne, noneTwo)...),
@@ -171,12 +184,12 @@ func memberRx() []passage {
 		// What a switch has returned.
 		got("returned to a sibling", tagged(from(mac10VEPA, to(mac10)), 0x8100, 10), mac10, from(mac10VEPA, to(mac10))),
 		passes("broadcast returned, of class vepa", tagged(from(mac10VEPA, broadcast), 0x8100, 10), append(
-			copiesTo(from(mac10VEPA, broadcast), mac10, mac10Here, ip10, trunkNative),
+			copiesTo(from(mac10VEPA, broadcast), mac10, mac10Here, ip10, trunkNative, own10, other10),
 			arrival{trunkTags, tagged(from(mac10VEPA, broadcast), 0x8100, 10)})...),
 		passes("broadcast returned, of class bridge", tagged(from(mac10, broadcast), 0x8100, 10), arrival{mac10VEPA, from(mac10, broadcast)}),
 		got("broadcast returned, of class private", tagged(from(mac10Alone, broadcast), 0x8100, 10), mac10Alone, from(mac10Alone, broadcast)),
 		passes("that MAC from another VLAN", tagged(from(mac10Alone, broadcast), 0x8100, 20), append(
-			copiesTo(from(mac10Alone, broadcast), mac20, ip20), copiesTo(tagged(from(mac10Alone, broadcast), 0x8100, 20), trunkTags, trunkZero)...)...),
+			copiesTo(from(mac10Alone, broadcast), mac20, ip20, own20), copiesTo(tagged(from(mac10Alone, broadcast), 0x8100, 20), trunkTags, trunkZero)...)...),
 	}
 }
 
@@ -195,6 +208,12 @@ func memberTx() []passage {
 	tag := func(vlan uint16, frame []byte) []byte { return tagged(frame, 0x8100, vlan) }
 	return []passage{
 		out("wire", mac10, toRouter(mac10), arrival{wire, tag(10, toRouter(mac10))}),
+		out("wire, for one in another VLAN", own10, send(own10, macOf(own20)), arrival{wire, tag(10, send(own10, macOf(own20)))}),
+		out("wire, for one without a VLAN", own10, send(own10, macOf(noneOne)), arrival{wire, tag(10, send(own10, macOf(noneOne)))}),
+		drop("tagged, for a sibling", own10, tag(10, send(own10, macOf(other10)))),
+		drop("tagged for one in another VLAN", own10, tag(20, send(own10, macOf(own20)))),
+		sibling("sibling, each with its own MAC", own10, send(own10, macOf(other10)), other10, send(own10, macOf(other10)), 4),
+		out("wire, class vepa, nobody's MAC", mac10VEPA, toRouter(mac10VEPA), arrival{wire, tag(10, toRouter(mac10VEPA))}),
 		out("wire, priority tag", mac10, tag(0xf000, toRouter(mac10)), arrival{wire, tag(0xf00a, toRouter(mac10))}),
 		out("wire, full", mac10, full, arrival{wire, tag(10, full)}),
 		out("wire, QinQ", macQ, toRouter(macQ), arrival{wire, tagged(toRouter(macQ), 0x88a8, 5, 0x8100, 10)}),
@@ -244,11 +263,11 @@ func memberTx() []passage {
 		sibling("without a VLAN to a sibling, nobody's", noneOne, tag(40, send(noneOne, macOf(noneTwo))), noneTwo, tag(40, send(noneOne, macOf(noneTwo))), 0),
 		out("without a VLAN to a trunk, nobody's", noneOne, tag(40, send(noneOne, macOf(trunkZero))), arrival{wire, tag(40, send(noneOne, macOf(trunkZero)))}),
 
-		out("broadcast in 10", mac10, toAll(mac10), append(copiesTo(toAll(mac10), mac10Here, ip10, trunkNative),
+		out("broadcast in 10", mac10, toAll(mac10), append(copiesTo(toAll(mac10), mac10Here, ip10, trunkNative, own10, other10),
 			copiesTo(tag(10, toAll(mac10)), trunkTags, wire)...)...),
-		out("broadcast by a native VLAN", trunkNative, toAll(trunkNative), append(copiesTo(toAll(trunkNative), mac10, mac10Here, ip10),
+		out("broadcast by a native VLAN", trunkNative, toAll(trunkNative), append(copiesTo(toAll(trunkNative), mac10, mac10Here, ip10, own10, other10),
 			copiesTo(tag(10, toAll(trunkNative)), trunkTags, wire)...)...),
-		out("broadcast by a trunk", trunkTags, tag(0x6014, toAll(trunkTags)), append(copiesTo(toAll(trunkTags), mac20, ip20),
+		out("broadcast by a trunk", trunkTags, tag(0x6014, toAll(trunkTags)), append(copiesTo(toAll(trunkTags), mac20, ip20, own20),
 			copiesTo(tag(0x6014, toAll(trunkTags)), trunkZero, wire)...)...),
 		out("broadcast, QinQ", macQ, toAll(macQ), arrival{ipQ, toAll(macQ)},
 			arrival{wire, tagged(toAll(macQ), 0x88a8, 5, 0x8100, 10)}),

@@ -1128,6 +1128,25 @@ static __noinline int rx_whole(struct __sk_buff *skb)
 	return pass(skb, size);
 }
 
+/* The short way, as in xvlan_rx, of unicast for an access sub-interface. */
+static __noinline int rx_tagged(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 vlan = skb->vlan_tci & VLAN_ID, id;
+	struct sub *sub;
+
+	if (data + ETH_HLEN > end || !meta.vlans || skb->vlan_proto != bpf_htons(ETH_P_8021Q))
+		return rx_whole(skb);
+	id = mac_slot(data);
+	sub = sub_by_id(id);
+	if (!(sub->flags & SUB_PLAIN_VLAN) || sub->vlan != vlan || !mac_eq(sub->mac, data) ||
+	    sub->place != PLACE_AWAY || !device_up((void *)sub->device) ||
+	    has_vlan((__u64)skb_device(skb), bpf_htons(ETH_P_8021Q), vlan))
+		return rx_whole(skb);
+	add(id, VERDICT_RX, (struct size){.packets = 1, .bytes = skb->len + sizeof(struct tag)});
+	return retag(skb, 1, 0, skb->vlan_tci) ? TC_ACT_SHOT : bpf_redirect_peer(sub->leg, 0);
+}
+
 /* The short way of the frames that there are most of: untagged unicast for a
  * plain sub-interface that is up in another netns. It is no second truth: all that it
  * does not know by its first look goes the whole way, which knows these
@@ -1143,8 +1162,10 @@ int xvlan_rx(struct __sk_buff *skb)
 	if (data + ETH_HLEN > end)
 		return TC_ACT_UNSPEC;
 	/* Those that are watched have to be shown. */
-	if (meta.sources || meta.watched || skb->vlan_present || skb->gso_size || DRY_RUN)
+	if (meta.sources || meta.watched || skb->gso_size || DRY_RUN)
 		return rx_whole(skb);
+	if (skb->vlan_present)
+		return rx_tagged(skb);
 	if (maybe_parents(data)) {
 		sub = plain_by_ip(data, end, &id);
 		if (sub && !id && !meta.passthru)
@@ -1255,6 +1276,42 @@ static __noinline int tx_vlans(struct __sk_buff *skb, struct sub *from, __u32 me
 	return tx_any(skb, from, me, true);
 }
 
+/* The short way, as in xvlan_tx, of unicast from an access sub-interface, with its tag to
+ * the wire or without to one in its VLAN. */
+static __noinline int tx_tagged(struct __sk_buff *skb, struct sub *from, __u32 me)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	struct size size = {.packets = 1, .bytes = skb->len + sizeof(struct tag)};
+	struct ethhdr *eth = data;
+	struct sub *to;
+	__u32 id;
+
+	if (data + ETH_HLEN > end || eth->h_dest[0] & 1 || maybe_parents(data) ||
+	    is_vlan(eth->h_proto))
+		return tx_vlans(skb, from, me);
+	id = mac_slot(data);
+	if (!id) {
+		add(me, VERDICT_TX, size);
+		return retag(skb, 0, from->vlan, 0) ? TC_ACT_SHOT : bpf_redirect(meta.ifindex, 0);
+	}
+	to = sub_by_id(id);
+	if (!(to->flags & SUB_PLAIN_VLAN) || to->vlan != from->vlan ||
+	    !(from->class & to->class & CLASS_BRIDGE) || to->place != PLACE_AWAY ||
+	    !mac_eq(to->mac, data) || !device_up((void *)to->device))
+		return tx_vlans(skb, from, me);
+	add(me, VERDICT_TX, size);
+	add(id, VERDICT_RX, size);
+	return to_peer(skb, to, way_of(from));
+}
+
+/* Whether tx_tagged may look at a frame. */
+static __always_inline bool is_access(const struct __sk_buff *skb, const struct sub *from)
+{
+	return (from->flags & (SUB_PLAIN_VLAN | SUB_GUARDED | SUB_VIA)) == SUB_PLAIN_VLAN &&
+	       from->place != PLACE_LOCAL && skb->len <= ETH_HLEN + meta.mtu && !skb->gso_size &&
+	       !skb->vlan_present && !meta.watched && !DRY_RUN;
+}
+
 /* The whole way. Several functions, for the stack: before 6.12 a chain of calls has
  * 512 bytes of it, and what fans out is a long one. */
 static __always_inline int tx_slow(struct __sk_buff *skb)
@@ -1262,6 +1319,8 @@ static __always_inline int tx_slow(struct __sk_buff *skb)
 	__u32 me = 0;
 	struct sub *from = sub_by_leg(skb->ifindex, &me);
 
+	if (from && is_access(skb, from))
+		return tx_tagged(skb, from, me);
 	if (from && from->flags & SUB_GUARDED && !is_inward(skb, from) && !may_leave(skb, me))
 		return TC_ACT_SHOT;
 	if (from && is_routed(from))

@@ -138,6 +138,7 @@ enum sub_flag {
 	SUB_HOST = 256,	   /* it and the host reach each other: see host.h */
 	SUB_TRUNK = 512,   /* MAC-keyed: it has part in the VLANs that `trunks` says, by tags */
 	SUB_VIA = 1024,	   /* what it sends to the networks in `vias` goes to the host: see via.h */
+	SUB_PLAIN_VLAN = 2048, /* as SUB_PLAIN, of what has the one tag of its VLAN */
 };
 
 enum guard_flag {

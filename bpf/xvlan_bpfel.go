@@ -221,17 +221,18 @@ const (
 type XvlanSubFlag uint32
 
 const (
-	XvlanSubFlagSUB_UC_FILTER XvlanSubFlag = 1
-	XvlanSubFlagSUB_NODST     XvlanSubFlag = 2
-	XvlanSubFlagSUB_PROMISC   XvlanSubFlag = 4
-	XvlanSubFlagSUB_PLAIN     XvlanSubFlag = 8
-	XvlanSubFlagSUB_PLAIN_IP  XvlanSubFlag = 16
-	XvlanSubFlagSUB_NETKIT    XvlanSubFlag = 32
-	XvlanSubFlagSUB_NO_DHCP   XvlanSubFlag = 64
-	XvlanSubFlagSUB_GUARDED   XvlanSubFlag = 128
-	XvlanSubFlagSUB_HOST      XvlanSubFlag = 256
-	XvlanSubFlagSUB_TRUNK     XvlanSubFlag = 512
-	XvlanSubFlagSUB_VIA       XvlanSubFlag = 1024
+	XvlanSubFlagSUB_UC_FILTER  XvlanSubFlag = 1
+	XvlanSubFlagSUB_NODST      XvlanSubFlag = 2
+	XvlanSubFlagSUB_PROMISC    XvlanSubFlag = 4
+	XvlanSubFlagSUB_PLAIN      XvlanSubFlag = 8
+	XvlanSubFlagSUB_PLAIN_IP   XvlanSubFlag = 16
+	XvlanSubFlagSUB_NETKIT     XvlanSubFlag = 32
+	XvlanSubFlagSUB_NO_DHCP    XvlanSubFlag = 64
+	XvlanSubFlagSUB_GUARDED    XvlanSubFlag = 128
+	XvlanSubFlagSUB_HOST       XvlanSubFlag = 256
+	XvlanSubFlagSUB_TRUNK      XvlanSubFlag = 512
+	XvlanSubFlagSUB_VIA        XvlanSubFlag = 1024
+	XvlanSubFlagSUB_PLAIN_VLAN XvlanSubFlag = 2048
 )
 
 type XvlanSubKind uint8

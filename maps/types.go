@@ -369,7 +369,11 @@ func (s *Sub) toC() bpf.XvlanSub {
 // addresses, whoever sends it.
 func (s *Sub) plain() bpf.XvlanSubFlag {
 	switch {
-	case s.State != Active || s.VLAN != 0 || s.Trunk || s.Class&(ClassBridge|ClassVEPA) == 0:
+	case s.State != Active || s.Trunk || s.Class&(ClassBridge|ClassVEPA) == 0:
+		return 0
+	case s.Kind == Macvlan && s.VLAN != 0 && s.VLAN <= LastVLAN:
+		return bpf.XvlanSubFlagSUB_PLAIN_VLAN
+	case s.VLAN != 0:
 		return 0
 	case s.Kind == Ipvlan:
 		return bpf.XvlanSubFlagSUB_PLAIN_IP

@@ -110,7 +110,7 @@ var wrongInput = []wrong{
 	{"link add link eth0 c1 leg", exitUsage, "leg|missing"},
 	{"link add link eth0 c1 leg netkit delivery xdp type macvlan mode bridge", exitFail, "delivery xdp|not supported|netkit|leg veth"},
 	{"link add link eth2 c1 leg netkit type macvlan mode bridge", exitFail, "leg netkit|not supported|leave it out"},
-	{"link add link eth0 c1 vlan 5 type macvlan mode bridge", exitUsage, "vlan|not known|--help"},
+	{"link add link eth0 c1 colour 5 type macvlan mode bridge", exitUsage, "colour|not known|--help"},
 
 	// Namespace and datapath.
 	{"link add link eth0 c1 netns nope type macvlan mode bridge", exitFail, "netns nope|not found|`ip netns` lists"},
