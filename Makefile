@@ -105,7 +105,7 @@ VM_TIME     := 90m
 # back, traffic of every kind and mode, what is followed, containers on the kernel's
 # ipvlan, and four modes before the referee.
 define VM_QUICK_TESTS
-bpf ^Test(.*Arrives|FloodRefused|Place|Meet|Down|DHCPOut|Lease|Guard|GuardBudget|HostReceives|TxHostAccess|TxVia|RxVia|Groups|Modes|Routed|Rx|Tx|TxMTU|TxNetkit|Turn|XDP.*|Port.*|VLAN.*|AddrSlots|GSOTx|Watchers)$$
+bpf ^Test(.*Arrives|FloodRefused|Place|Meet|Down|DHCPOut|Lease|Guard|GuardBudget|HostReceives|TxHostAccess|TxVia|RxVia|Groups|Modes|Routed|Rx|Tx|TxMTU|TxNetkit|Turn|XDP.*|Port.*|VLAN.*|Members|AddrSlots|GSOTx|Watchers)$$
 loader ^Test(Restore|Unicast|Groups|BulkCounts|Queue|Down.*|Moves|Follow|Parents|AddrOrigins|AddrClaims|CarrierFollows|ParentDeleted.*|RoutedUnicast|RoutedChange|RoutedFlags|Announced|Inactive|PortProgram|Migrate|NetkitUnattended|HostAccess|ViaHost|GuardAttacks|VLANTrunk|VLANOffloads|CardVLANs)$$
 xvlan ^Test(AddAll|Leg|SetNetns|DeletedByOthers|Probe|ForeignXDP|PrivateMounts|JSONLikeIP|Systemd|ParentGone)$$
 xvlan-docker ^Test(VLANParent|NoParent)$$

@@ -142,6 +142,7 @@ func TestSectionLayout(t *testing.T) {
 // not for one that a mode keeps something from.
 func TestPlain(t *testing.T) {
 	flags := map[Kind]bpf.XvlanSubFlag{Macvlan: bpf.XvlanSubFlagSUB_PLAIN, Ipvlan: bpf.XvlanSubFlagSUB_PLAIN_IP}
+	inVLAN := map[Kind]bpf.XvlanSubFlag{Macvlan: bpf.XvlanSubFlagSUB_PLAIN_VLAN}
 	for kind, flag := range flags {
 		for _, c := range []struct {
 			name   string
@@ -152,7 +153,12 @@ func TestPlain(t *testing.T) {
 			{"vepa", func(s *Sub) { s.Class = ClassVEPA }, flag},
 			{"private", func(s *Sub) { s.Class = ClassPrivate }, 0},
 			{"source", func(s *Sub) { s.Class = ClassSource }, 0},
-			{"with a VLAN", func(s *Sub) { s.VLAN = 10 }, 0},
+			{"with a VLAN", func(s *Sub) { s.VLAN = 10 }, inVLAN[kind]},
+			{"with a service VLAN", func(s *Sub) { s.VLAN = NewVLAN(10, 20) }, 0},
+			{"a trunk", func(s *Sub) { s.Trunk = true }, bpf.XvlanSubFlagSUB_TRUNK},
+			{"a trunk with a VLAN", func(s *Sub) { s.VLAN, s.Trunk = 10, true }, bpf.XvlanSubFlagSUB_TRUNK},
+			{"a trunk of tags alone", func(s *Sub) { s.VLAN, s.Trunk = NoVLAN, true }, bpf.XvlanSubFlagSUB_TRUNK},
+			{"private with a VLAN", func(s *Sub) { s.VLAN, s.Class = 10, ClassPrivate }, 0},
 			{"being made", func(s *Sub) { s.State = Pending }, 0},
 			{"free", func(s *Sub) { s.State = Free }, 0},
 		} {
