@@ -1307,7 +1307,7 @@ static __noinline int tx_tagged(struct __sk_buff *skb, struct sub *from, __u32 m
 /* Whether tx_tagged may look at a frame. */
 static __always_inline bool is_access(const struct __sk_buff *skb, const struct sub *from)
 {
-	return (from->flags & (SUB_PLAIN_VLAN | SUB_GUARDED | SUB_VIA)) == SUB_PLAIN_VLAN &&
+	return (from->flags & (SUB_PLAIN_VLAN | SUB_VIA)) == SUB_PLAIN_VLAN &&
 	       from->place != PLACE_LOCAL && skb->len <= ETH_HLEN + meta.mtu && !skb->gso_size &&
 	       !skb->vlan_present && !meta.watched && !DRY_RUN;
 }
@@ -1319,14 +1319,13 @@ static __always_inline int tx_slow(struct __sk_buff *skb)
 	__u32 me = 0;
 	struct sub *from = sub_by_leg(skb->ifindex, &me);
 
-	if (from && is_access(skb, from))
-		return tx_tagged(skb, from, me);
 	if (from && from->flags & SUB_GUARDED && !is_inward(skb, from) && !may_leave(skb, me))
 		return TC_ACT_SHOT;
 	if (from && is_routed(from))
 		return tx_routed(skb, from, me);
-	return meta.vlans || (from && from->vlan) ? tx_vlans(skb, from, me)
-						  : tx_whole(skb, from, me);
+	if (!meta.vlans && !(from && from->vlan))
+		return tx_whole(skb, from, me);
+	return from && is_access(skb, from) ? tx_tagged(skb, from, me) : tx_vlans(skb, from, me);
 }
 
 /* Counts a frame that is no super-packet and has no tag beside it. */
