@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // nftGuard is the least on the parent of kernel macvlans that lets each send from its
@@ -57,16 +55,9 @@ func (b *bench) guardOf(ctx context.Context, subs int) (rows []*row, err error) 
 	var p pipes
 	defer func() { err = errors.Join(err, p.close()) }()
 	for _, s := range w.sides {
-		c, err := dial(unix.SOCK_DGRAM, s.subEnd(1), s.wireEnd())
-		if err != nil {
+		if err := b.sendInto(&p, s, s.wireEnd(), wireDev); err != nil {
 			return nil, err
 		}
-		p.closers = append(p.closers, closeFunc(c.close))
-		k, err := p.sink(ingress, func(k *sink) error { return k.on(s.wire, wireDev) })
-		if err != nil {
-			return nil, err
-		}
-		p.probes = append(p.probes, b.flooder(c.from, k))
 	}
 	all, err := b.interleave(ctx, p.probes...)
 	if err != nil {

@@ -78,17 +78,9 @@ func (b *bench) sendTo(ctx context.Context, w *world, what string, to func(*side
 	var p pipes
 	defer func() { err = errors.Join(err, p.close()) }()
 	for _, s := range w.sides {
-		from, to := s.subEnd(1), to(s)
-		c, err := dial(unix.SOCK_DGRAM, from, to)
-		if err != nil {
+		if err := b.sendInto(&p, s, to(s), dev); err != nil {
 			return nil, err
 		}
-		p.closers = append(p.closers, closeFunc(c.close))
-		k, err := p.sink(ingress, func(k *sink) error { return k.on(to.in, dev) })
-		if err != nil {
-			return nil, err
-		}
-		p.probes = append(p.probes, b.flooder(c.from, k))
 	}
 	all, err := b.interleave(ctx, p.probes...)
 	if err != nil {
@@ -96,6 +88,21 @@ func (b *bench) sendTo(ctx context.Context, w *world, what string, to func(*side
 	}
 	mv, xv := all[0][0], all[1][0]
 	return []*row{compare(what, "M packets/CPU-s", mv.inverse(1e3), xv.inverse(1e3)).goal(0.95)}, nil
+}
+
+// sendInto adds a probe of what c1 sends to an end, as far as that one's device.
+func (b *bench) sendInto(p *pipes, s *side, to end, dev string) error {
+	c, err := dial(unix.SOCK_DGRAM, s.subEnd(1), to)
+	if err != nil {
+		return err
+	}
+	p.closers = append(p.closers, closeFunc(c.close))
+	k, err := p.sink(ingress, func(k *sink) error { return k.on(to.in, dev) })
+	if err != nil {
+		return err
+	}
+	p.probes = append(p.probes, b.flooder(c.from, k))
+	return nil
 }
 
 // flooder is a probe of what a datagram costs from the system call to the
