@@ -163,17 +163,20 @@ func TestHostAccessSet(t *testing.T) {
 	})
 }
 
+// withoutHost are the modes that neither have host access nor go by way of the host.
+var withoutHost = []struct {
+	kind maps.Kind
+	mode maps.Mode
+	flag maps.Class
+}{
+	{maps.Macvlan, maps.VEPA, 0}, {maps.Macvlan, maps.Passthru, 0}, {maps.Macvlan, maps.Source, 0},
+	{maps.Ipvlan, maps.L3S, 0}, {maps.Ipvlan, maps.L2, maps.ClassVEPA},
+}
+
 // What has no host access is refused by name.
 func TestHostAccessRefused(t *testing.T) {
 	s := newSite(t, onClsact, siteOption{noIPv6: true})
-	for _, c := range []struct {
-		kind maps.Kind
-		mode maps.Mode
-		flag maps.Class
-	}{
-		{maps.Macvlan, maps.VEPA, 0}, {maps.Macvlan, maps.Passthru, 0}, {maps.Macvlan, maps.Source, 0},
-		{maps.Ipvlan, maps.L3S, 0}, {maps.Ipvlan, maps.L2, maps.ClassVEPA},
-	} {
+	for _, c := range withoutHost {
 		spec := LinkSpec{Parent: parentDev, Name: "c1", Kind: c.kind, Mode: c.mode, Flag: c.flag, Host: true}
 		if err := s.try(t, func(h *Host) error { return h.Add(spec) }); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("mode %s %s: %v", c.mode, c.flag, err)

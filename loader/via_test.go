@@ -248,14 +248,7 @@ func TestViaHostRefused(t *testing.T) {
 		t.Errorf("into mode vepa: %v", err)
 	}
 	s.do(t, func(h *Host) error { return h.SetVia(sel, nil) })
-	for _, c := range []struct {
-		kind maps.Kind
-		mode maps.Mode
-		flag maps.Class
-	}{
-		{maps.Macvlan, maps.VEPA, 0}, {maps.Macvlan, maps.Passthru, 0}, {maps.Macvlan, maps.Source, 0},
-		{maps.Ipvlan, maps.L3S, 0}, {maps.Ipvlan, maps.L2, maps.ClassVEPA},
-	} {
+	for _, c := range withoutHost {
 		spec := LinkSpec{Parent: parentDev, Name: "c1", Kind: c.kind, Mode: c.mode, Flag: c.flag, Via: viaNets}
 		if err := s.try(t, func(h *Host) error { return h.Add(spec) }); !errors.Is(err, ErrUnsupported) {
 			t.Errorf("mode %s %s: %v", c.mode, c.flag, err)

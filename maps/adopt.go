@@ -126,61 +126,34 @@ func (s *Set) adoptRecords(o *Older) error {
 
 // adoptKeys takes over what leads to records, without the addresses.
 func (s *Set) adoptKeys(o *Older) error {
-	members, err := oldEntries[uint32, uint64](o, bpf.XvlanMapMembers, "", "")
-	if err != nil {
-		return err
-	}
-	for word, bits := range members {
-		if err := s.members.Put(word, bits[0]); err != nil {
-			return fmt.Errorf("write members: %w", err)
+	for _, adopt := range []func() error{
+		func() error { return adoptMap[uint32, uint64](o, s.members, bpf.XvlanMapMembers, "", "") },
+		func() error {
+			return adoptMap[bpf.XvlanMacKey, bpf.XvlanDest](o, s.byMAC, bpf.XvlanMapByMac, "mac_key", "dest")
+		},
+		func() error { return adoptMap[uint32, bpf.XvlanDest](o, s.byLeg, bpf.XvlanMapByLeg, "", "dest") },
+		func() error { return adoptMap[uint32, bpf.XvlanVia](o, s.vias, bpf.XvlanMapVias, "", "via") },
+		func() error { return adoptMap[bpf.XvlanSrcKey, uint32](o, s.bySrc, bpf.XvlanMapBySrc, "src_key", "") },
+		func() error { return adoptMap[uint32, uint32](o, s.vlans, bpf.XvlanMapVlans, "", "") },
+		func() error { return adoptMap[uint32, bpf.XvlanTrunk](o, s.trunks, bpf.XvlanMapTrunks, "", "trunk") },
+	} {
+		if err := adopt(); err != nil {
+			return err
 		}
 	}
-	macs, err := oldEntries[bpf.XvlanMacKey, bpf.XvlanDest](o, bpf.XvlanMapByMac, "mac_key", "dest")
-	if err != nil {
-		return err
-	}
-	if err := putAll(s.byMAC, macs); err != nil {
-		return err
-	}
-	legs, err := oldEntries[uint32, bpf.XvlanDest](o, bpf.XvlanMapByLeg, "", "dest")
-	if err != nil {
-		return err
-	}
-	if err := putAll(s.byLeg, legs); err != nil {
-		return err
-	}
-	vias, err := oldEntries[uint32, bpf.XvlanVia](o, bpf.XvlanMapVias, "", "via")
-	if err != nil {
-		return err
-	}
-	if err := putAll(s.vias, vias); err != nil {
-		return err
-	}
-	sources, err := oldEntries[bpf.XvlanSrcKey, uint32](o, bpf.XvlanMapBySrc, "src_key", "")
-	if err != nil {
-		return err
-	}
-	if err := putAll(s.bySrc, sources); err != nil {
-		return err
-	}
-	vlans, err := oldEntries[uint32, uint32](o, bpf.XvlanMapVlans, "", "")
-	if err != nil {
-		return err
-	}
-	if err := putAll(s.vlans, vlans); err != nil {
-		return err
-	}
-	trunks, err := oldEntries[uint32, bpf.XvlanTrunk](o, bpf.XvlanMapTrunks, "", "trunk")
-	if err != nil {
-		return err
-	}
-	return putAll(s.trunks, trunks)
+	return nil
 }
 
-func putAll[K comparable, V any](m *ebpf.Map, all map[K][]V) error {
+// adoptMap copies what the older map of that name has, whose keys and values are of these
+// types there.
+func adoptMap[K comparable, V any](o *Older, to *ebpf.Map, name, key, value string) error {
+	all, err := oldEntries[K, V](o, name, key, value)
+	if err != nil {
+		return err
+	}
 	for k, v := range all {
-		if err := m.Put(&k, &v[0]); err != nil {
-			return fmt.Errorf("enter %v: %w", k, err)
+		if err := to.Put(&k, &v[0]); err != nil {
+			return fmt.Errorf("enter %v into %s: %w", k, name, err)
 		}
 	}
 	return nil
