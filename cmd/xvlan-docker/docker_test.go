@@ -212,7 +212,8 @@ func (d *dock) empty(t *testing.T) {
 // mode lets them, and go without trace.
 func TestModes(t *testing.T) {
 	d := newDock(t)
-	d.host.Addr(t, "eth0", "10.79.0.200/24", "fd79::200/64") // l3 goes by the host's routes
+	const hostAddr, host6 = "10.79.0.200", "fd79::200"
+	d.host.Addr(t, "eth0", hostAddr+"/24", host6+"/64") // l3 goes by the host's routes
 	for _, c := range []struct {
 		options  string
 		siblings bool
@@ -226,6 +227,10 @@ func TestModes(t *testing.T) {
 		{"-o ipvlan_mode=l3 -o datapath=tc -o host=on", true},
 	} {
 		t.Run(c.options, func(t *testing.T) {
+			if strings.Contains(c.options, "mode=l3") { // whose addresses nobody answers for, as with the kernel's
+				d.wire.Run(t, "ip", "route", "add", "10.79.0.0/25", "via", hostAddr)
+				d.wire.Run(t, "ip", "route", "add", "fd79::/120", "via", host6)
+			}
 			d.docker(t, "network create -d "+d.driver+" -o parent=eth0 "+c.options+
 				" --subnet 10.79.0.0/24 --gateway "+wireAddr+" --ipv6 --subnet fd79::/64 --gateway "+wire6+" net")
 			defer d.docker(t, "network rm net")
