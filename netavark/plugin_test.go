@@ -21,6 +21,8 @@ type rig struct {
 const (
 	wire4 = "10.81.0.1"
 	wire6 = "fd81::1"
+	host4 = "10.81.0.2"
+	host6 = "fd81::2"
 )
 
 func newRig(t *testing.T) *rig {
@@ -31,7 +33,7 @@ func newRig(t *testing.T) *rig {
 	}
 	lab.Veth(t, r.host, "eth0", r.wire, "w0")
 	r.wire.Addr(t, "w0", wire4+"/24", wire6+"/64")
-	r.host.Addr(t, "eth0", "10.81.0.2/24", "fd81::2/64") // l3 goes by the host's routes
+	r.host.Addr(t, "eth0", host4+"/24", host6+"/64") // l3 goes by the host's routes
 	return r
 }
 
@@ -106,6 +108,12 @@ func TestSetup(t *testing.T) {
 					`"subnets":[{"ipnet":"10.81.0.1%[1]d/24","gateway":"10.81.0.1"},{"ipnet":"fd81::1%[1]d/64","gateway":"fd81::1"}]}}}`, i)
 				if out != want {
 					t.Errorf("it answers\n%s\nwant\n%s", out, want)
+				}
+			}
+			if strings.Contains(options, "l3") { // whose addresses nobody answers for
+				for net, by := range map[string]string{"10.81.0.8/29": host4, "fd81::10/124": host6} {
+					r.wire.Run(t, "ip", "route", "add", net, "via", by)
+					defer r.wire.Run(t, "ip", "route", "del", net)
 				}
 			}
 			ping(t, r.containers[0], wire4)

@@ -228,8 +228,10 @@ func TestModes(t *testing.T) {
 	} {
 		t.Run(c.options, func(t *testing.T) {
 			if strings.Contains(c.options, "mode=l3") { // whose addresses nobody answers for, as with the kernel's
-				d.wire.Run(t, "ip", "route", "add", "10.79.0.0/25", "via", hostAddr)
-				d.wire.Run(t, "ip", "route", "add", "fd79::/120", "via", host6)
+				for net, by := range map[string]string{"10.79.0.0/25": hostAddr, "fd79::/120": host6} {
+					d.wire.Run(t, "ip", "route", "add", net, "via", by)
+					defer d.wire.Run(t, "ip", "route", "del", net)
+				}
 			}
 			d.docker(t, "network create -d "+d.driver+" -o parent=eth0 "+c.options+
 				" --subnet 10.79.0.0/24 --gateway "+wireAddr+" --ipv6 --subnet fd79::/64 --gateway "+wire6+" net")
