@@ -231,6 +231,27 @@ func TestVLANOffloads(t *testing.T) {
 	})
 }
 
+// The priority of a tag that is taken off is the packet's inside, where the kernel keeps
+// it without a tag.
+func TestVLANPriority(t *testing.T) {
+	lab.NeedTool(t, "nft")
+	onRungs(t, withNetkit(vlanRungs(t)), func(t *testing.T, r rungCase) {
+		s := newSite(t, r, siteOption{})
+		e := s.sub(t, "mac1")
+		s.addIn(t, e, "vlan 10")
+		e.ns.Run(t, "nft", "add table netdev t; add chain netdev t in { type filter hook ingress device "+e.dev+" priority 0; }; "+
+			"add rule netdev t in meta protocol 0x88b5 meta priority 0:5 counter; "+
+			"add rule netdev t in meta protocol 0x88b5 meta priority 0:0 counter")
+		for _, priority := range []byte{5, 0, 5} {
+			s.wire.ns.Send(t, s.wire.dev, slices.Concat(e.mac(t), s.wire.mac(t), []byte{0x81, 0, priority << 5, 10, 0x88, 0xb5}, make([]byte, 60)))
+		}
+		lab.Eventually(t, "two frames of priority 5 and one of 0 come", func() bool {
+			rules := e.ns.Run(t, "nft", "list table netdev t")
+			return strings.Contains(rules, "priority 0:5 counter packets 2 ") && strings.Contains(rules, "packets 1 ")
+		})
+	})
+}
+
 // Unicast in a VLAN reaches a port, too.
 func TestVLANPort(t *testing.T) {
 	lab.NeedTool(t, "ethtool")
