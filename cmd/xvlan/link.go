@@ -244,6 +244,16 @@ func (w *words) value(keyword string) string {
 	return v
 }
 
+// space returns the namespace behind `netns`, as show prints it: two words where it
+// has no name.
+func (w *words) space() string {
+	v := w.value("netns")
+	if v == "nsid" {
+		v += " " + w.value("netns nsid")
+	}
+	return v
+}
+
 func (w *words) fail(err error) {
 	if w.err == nil {
 		w.err = err
@@ -484,7 +494,7 @@ func parseSelector(w *words, to *target) (sel loader.Selector, err error) {
 		case (word == "vlan" || word == "qinq" || word == "trunk") && to != nil:
 			w.vlan(word, &to.vlan)
 		case word == "netns":
-			sel.Netns = w.value(word)
+			sel.Netns = w.space()
 		case word == "leg" && to != nil:
 			w.fail(usagef("leg: it is given when the device is made; delete it and make it anew"))
 		case word == "up" || word == "down" || word == "type" && sel.Name != "":

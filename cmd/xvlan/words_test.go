@@ -212,6 +212,41 @@ func TestSetNetns(t *testing.T) {
 	}
 }
 
+// A namespace that has no name and nobody in it is named as it is shown.
+func TestNameless(t *testing.T) {
+	w := newWorld(t)
+	sleeper := w.host.Start(t, "unshare", "-n", "sleep", "300")
+	hosts := strings.TrimSpace(w.host.Run(t, "readlink", "/proc/self/ns/net"))
+	lab.Eventually(t, "the process has a namespace of its own", func() bool {
+		at, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", sleeper.Process.Pid))
+		return err == nil && at != hosts
+	})
+	space := fmt.Sprintf("/proc/%d/ns/net", sleeper.Process.Pid)
+	w.must(t, "link add link eth0 c1 netns "+space+" type macvlan mode bridge")
+	holds, err := os.Open(space)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holds.Close()
+	if err := sleeper.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = sleeper.Wait() // "killed" is no news
+	l := w.links(t)
+	if len(l) != 1 || !strings.HasPrefix(l[0].Netns, "nsid ") {
+		t.Fatalf("there is %+v", l)
+	}
+	if out := w.must(t, "link show"); !strings.Contains(out, " netns "+l[0].Netns) {
+		t.Errorf("it is shown as\n%s", out)
+	}
+	for _, line := range []string{"link del c1 netns nsid", "link del c1 netns nsid 4711"} {
+		if r := w.xvlan(t, strings.Fields(line)...); r.code == exitOK {
+			t.Errorf("%s succeeds", line)
+		}
+	}
+	w.must(t, "link del c1 netns "+l[0].Netns)
+}
+
 // What ip deletes is gone for good with whatever xvlan does next.
 func TestDeletedByOthers(t *testing.T) {
 	for _, tt := range []struct{ del, next string }{
