@@ -105,7 +105,7 @@ static __always_inline int host_group(struct frame *f, struct size size)
 	return TC_ACT_UNSPEC;
 }
 
-static __noinline int host_whole(struct __sk_buff *skb)
+__noinline int host_whole(struct __sk_buff *skb)
 {
 	struct frame f;
 	struct size size;

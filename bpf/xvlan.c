@@ -548,22 +548,24 @@ static __always_inline int drop(struct __sk_buff *skb, __u32 id, enum verdict v,
  * netns` tells nobody. A peer redirect to a leg that has not loses the frame,
  * so without this knowledge, before the leg has sent anything, delivery goes by
  * the host leg, which always works. */
-static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
+__noinline int see_place(struct __sk_buff *skb, __u32 id)
 {
+	struct sub *sub = sub_by_id(id);
 	struct net_device *leg = skb_device(skb), *peer = (void *)sub->device;
 	struct net *here = NULL, *there = NULL;
 	__u32 place;
 
 	if (sub->place > PLACE_AWAY)
-		return;
+		return 0;
 	if (!peer)
 		peer = peer_of(leg);
 	if (!peer || bpf_core_read(&here, sizeof(here), &leg->nd_net.net) ||
 	    bpf_core_read(&there, sizeof(there), &peer->nd_net.net))
-		return;
+		return 0;
 	place = here == there ? PLACE_LOCAL : PLACE_AWAY;
 	if (sub->place != place && !DRY_RUN)
 		sub->place = place;
+	return 0;
 }
 
 enum way { FROM_WIRE, FROM_SIBLING, FROM_NETKIT, FROM_HOST };
@@ -1079,7 +1081,7 @@ static __always_inline bool accepts(struct frame *f, const struct sub *sub, __u3
 	return sub->class == CLASS_PRIVATE && (!returned(f, &id) || id == me);
 }
 
-static __noinline int rx_whole(struct __sk_buff *skb)
+__noinline int rx_whole(struct __sk_buff *skb)
 {
 	__u32 id = 0, client_id = 0;
 	struct frame f;
@@ -1246,7 +1248,7 @@ static __always_inline int tx_any(struct __sk_buff *skb, struct sub *from, __u32
 	if (!may_send(skb, &f, from, me, &size, vlans))
 		return TC_ACT_SHOT;
 	if (from->place == PLACE_LOCAL || is_group(&f))
-		see_place(skb, from);
+		see_place(skb, me);
 	if (is_strange(&f, from)) {
 		count(skb, me, VERDICT_TX, size);
 		return bpf_redirect(meta.ifindex, 0);
@@ -1271,9 +1273,10 @@ static __noinline int tx_whole(struct __sk_buff *skb, struct sub *from, __u32 me
 	return tx_any(skb, from, me, false);
 }
 
-static __noinline int tx_vlans(struct __sk_buff *skb, struct sub *from, __u32 me)
+/* me is 0 where nobody has the leg. */
+__noinline int tx_vlans(struct __sk_buff *skb, __u32 me)
 {
-	return tx_any(skb, from, me, true);
+	return tx_any(skb, me ? sub_by_id(me) : NULL, me, true);
 }
 
 /* The short way, as in xvlan_tx, of unicast from an access sub-interface, with its tag to
@@ -1288,7 +1291,7 @@ static __noinline int tx_tagged(struct __sk_buff *skb, struct sub *from, __u32 m
 
 	if (data + ETH_HLEN > end || eth->h_dest[0] & 1 || maybe_parents(data) ||
 	    is_vlan(eth->h_proto))
-		return tx_vlans(skb, from, me);
+		return tx_vlans(skb, me);
 	id = mac_slot(data);
 	if (!id) {
 		add(me, VERDICT_TX, size);
@@ -1298,7 +1301,7 @@ static __noinline int tx_tagged(struct __sk_buff *skb, struct sub *from, __u32 m
 	if (!(to->flags & SUB_PLAIN_VLAN) || to->vlan != from->vlan ||
 	    !(from->class & to->class & CLASS_BRIDGE) || to->place != PLACE_AWAY ||
 	    !mac_eq(to->mac, data) || !device_up((void *)to->device))
-		return tx_vlans(skb, from, me);
+		return tx_vlans(skb, me);
 	add(me, VERDICT_TX, size);
 	add(id, VERDICT_RX, size);
 	return to_peer(skb, to, way_of(from));
@@ -1313,7 +1316,9 @@ static __always_inline bool is_access(const struct __sk_buff *skb, const struct 
 }
 
 /* The whole way. Several functions, for the stack: before 6.12 a chain of calls has
- * 512 bytes of it, and what fans out is a long one. */
+ * 512 bytes of it, and what fans out is a long one. rx_whole and tx_vlans are global ones,
+ * which the verifier goes through once, not again for each place that calls them; tx_whole,
+ * which would have to look its sender up again, is not. */
 static __always_inline int tx_slow(struct __sk_buff *skb)
 {
 	__u32 me = 0;
@@ -1325,7 +1330,9 @@ static __always_inline int tx_slow(struct __sk_buff *skb)
 		return tx_routed(skb, from, me);
 	if (!meta.vlans && !(from && from->vlan))
 		return tx_whole(skb, from, me);
-	return from && is_access(skb, from) ? tx_tagged(skb, from, me) : tx_vlans(skb, from, me);
+	if (!from)
+		return tx_vlans(skb, 0);
+	return is_access(skb, from) ? tx_tagged(skb, from, me) : tx_vlans(skb, me);
 }
 
 /* Counts a frame that is no super-packet and has no tag beside it. */
