@@ -306,7 +306,7 @@ func (h *Host) delDevice(name string) error {
 	if err != nil {
 		return fmt.Errorf("find %s: %w", name, err)
 	}
-	if err := h.nl.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := hurried(func() error { return h.nl.LinkDel(l) }); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete %s: %w", name, err)
 	}
 	return nil
@@ -338,7 +338,11 @@ func (h *Host) delDevices(names []string) error {
 	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(group)))
-	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+	err := hurried(func() error {
+		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
+		return err
+	})
+	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete %d devices: %w", there, err)
 	}
 	return nil

@@ -47,7 +47,11 @@ func (h *Host) attachTC(at hook, prog *ebpf.Program, allow func() error) error {
 		if at.egress {
 			way = ebpf.AttachTCXEgress
 		}
-		l, err := link.AttachTCX(link.TCXOptions{Program: prog, Interface: at.index, Attach: way})
+		var l link.Link
+		err := hurried(func() (err error) {
+			l, err = link.AttachTCX(link.TCXOptions{Program: prog, Interface: at.index, Attach: way})
+			return err
+		})
 		if err == nil {
 			return pinLink(l, at.pin)
 		}
@@ -76,7 +80,11 @@ func (h *Host) attachTC(at hook, prog *ebpf.Program, allow func() error) error {
 // attachNetkit attaches to what the inner leg of a netkit pair sends, by the
 // host leg, and pins the link.
 func attachNetkit(index int, prog *ebpf.Program, pin string) error {
-	l, err := link.AttachNetkit(link.NetkitOptions{Program: prog, Interface: index, Attach: ebpf.AttachNetkitPeer})
+	var l link.Link
+	err := hurried(func() (err error) {
+		l, err = link.AttachNetkit(link.NetkitOptions{Program: prog, Interface: index, Attach: ebpf.AttachNetkitPeer})
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("attach to netkit: %w", err)
 	}
@@ -100,7 +108,7 @@ func detachLink(pin string) error {
 	if err != nil {
 		return fmt.Errorf("open pinned link: %w", err)
 	}
-	if err := errors.Join(l.Detach(), l.Close()); err != nil {
+	if err := errors.Join(hurried(l.Detach), l.Close()); err != nil {
 		return fmt.Errorf("detach: %w", err)
 	}
 	return nil

@@ -197,9 +197,21 @@ func parentOf(pid int) int {
 func lockFile(name string) (unlock func(), err error) { return flock(name, unix.LOCK_EX) }
 
 // flock takes a lock. Its file goes when it is given back, so that none are
-// left of parents and namespaces that are gone; who has waited for it
-// meanwhile notices that his is no longer the one of that name, and begins anew.
+// left of parents and namespaces that are gone.
 func flock(name string, how int) (unlock func(), err error) {
+	f, err := openLock(name, how)
+	if err != nil {
+		return nil, err
+	}
+	return func() {
+		os.Remove(f.Name()) // what is left is taken for a lock and removed later
+		f.Close()
+	}, nil
+}
+
+// openLock takes a lock, and opens its file. Who has waited for it while the file
+// was removed notices that his is no longer the one of that name, and begins anew.
+func openLock(name string, how int) (*os.File, error) {
 	path := filepath.Join(lockDir, name)
 	for {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
@@ -214,10 +226,7 @@ func flock(name string, how int) (unlock func(), err error) {
 		}
 		same, err := sameFile(f, path)
 		if same {
-			return func() {
-				os.Remove(path) // what is left is taken for a lock and removed later
-				f.Close()
-			}, nil
+			return f, nil
 		}
 		f.Close()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -234,6 +243,12 @@ func sweepLocks() error {
 		return nil // there are none, or they are not ours to see
 	}
 	for _, e := range entries {
+		if e.Name() == graceLock {
+			if err := sweepGrace(); err != nil {
+				return err
+			}
+			continue
+		}
 		f, ok := parseFolder(e.Name())
 		if !ok {
 			f, ok = parseWatchLock(e.Name())

@@ -193,9 +193,9 @@ func TestKilled(t *testing.T) {
 			switch {
 			case all:
 			case testing.Short():
-				points = sample(changed, 3)
+				points = sample(changed, 2)
 			default:
-				points = sample(changed, 7)
+				points = sample(changed, 4)
 			}
 			runs := 0
 			for i, c := range points {
