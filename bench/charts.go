@@ -14,16 +14,18 @@ import (
 // styles are how contenders are drawn: the kernel's in greys and dashed, the
 // bridge apart, xvlan's in colours.
 var styles = map[string]plot.Style{
-	"macvlan":                 {Color: plot.Black, Dashed: true, Glyph: draw.BoxGlyph{}},
-	"ipvlan l2":               {Color: plot.Grey, Dashed: true, Glyph: draw.BoxGlyph{}},
-	"ipvlan l3":               {Color: plot.Silver, Dashed: true, Glyph: draw.BoxGlyph{}},
-	"bridge and veth":         {Color: plot.Orange, Dashed: true, Glyph: draw.PyramidGlyph{}},
-	"xvlan macvlan, netkit":   {Color: plot.Purple, Glyph: draw.CircleGlyph{}},
-	"xvlan ipvlan l2, netkit": {Color: plot.Yellow, Glyph: draw.CircleGlyph{}},
-	"xvlan macvlan, tc":       {Color: plot.Blue, Wide: true, Glyph: draw.CircleGlyph{}},
-	"xvlan macvlan, xdp":      {Color: plot.Sky, Glyph: draw.CircleGlyph{}},
-	"xvlan ipvlan l2, tc":     {Color: plot.Green, Glyph: draw.CircleGlyph{}},
-	"xvlan ipvlan l3, tc":     {Color: plot.Vermilion, Glyph: draw.CircleGlyph{}},
+	"macvlan":                  {Color: plot.Black, Dashed: true, Glyph: draw.BoxGlyph{}},
+	"macvlan on a VLAN device": {Color: plot.Slate, Dashed: true, Glyph: draw.BoxGlyph{}},
+	"ipvlan l2":                {Color: plot.Grey, Dashed: true, Glyph: draw.BoxGlyph{}},
+	"ipvlan l3":                {Color: plot.Silver, Dashed: true, Glyph: draw.BoxGlyph{}},
+	"bridge and veth":          {Color: plot.Orange, Dashed: true, Glyph: draw.PyramidGlyph{}},
+	"xvlan macvlan, netkit":    {Color: plot.Purple, Glyph: draw.CircleGlyph{}},
+	"xvlan ipvlan l2, netkit":  {Color: plot.Yellow, Glyph: draw.CircleGlyph{}},
+	"xvlan macvlan, tc":        {Color: plot.Blue, Wide: true, Glyph: draw.CircleGlyph{}},
+	"xvlan macvlan, xdp":       {Color: plot.Sky, Glyph: draw.CircleGlyph{}},
+	"xvlan macvlan, vlan 10":   {Color: plot.Navy, Glyph: draw.CircleGlyph{}},
+	"xvlan ipvlan l2, tc":      {Color: plot.Green, Glyph: draw.CircleGlyph{}},
+	"xvlan ipvlan l3, tc":      {Color: plot.Vermilion, Glyph: draw.CircleGlyph{}},
 }
 
 // label is a contender's name where others than the kernel's are about.

@@ -23,8 +23,9 @@ type contender struct {
 	kind   kind
 	xdp    bool
 	netkit bool
-	subs   int // sub-interfaces that it is counted with at the most
-	addrs  int // addresses, of those behind the parent's MAC
+	vlan   uint16 // that its sub-interfaces are in: see plan
+	subs   int    // sub-interfaces that it is counted with at the most
+	addrs  int    // addresses, of those behind the parent's MAC
 }
 
 // The kernel's ipvlan compares each address that is added with all others on
@@ -32,12 +33,14 @@ type contender struct {
 // 1,023 ports at the most.
 var contenders = []contender{
 	{name: "macvlan", kind: macvlan, subs: 4096},
+	{name: "macvlan on a VLAN device", kind: macvlan, vlan: 10, subs: 1},
 	{name: "ipvlan l2", kind: ipvlan, subs: 4096, addrs: 16_384},
 	{name: "ipvlan l3", kind: ipvlanL3, addrs: 4096},
 	{name: "bridge and veth", kind: bridge, subs: 1000},
 	{name: "xvlan macvlan, tc", kind: xvlan, subs: 4096},
 	{name: "xvlan macvlan, xdp", kind: xvlan, xdp: true, subs: 256},
 	{name: "xvlan macvlan, netkit", kind: xvlan, netkit: true, subs: 256},
+	{name: "xvlan macvlan, vlan 10", kind: xvlan, vlan: 10, subs: 1},
 	{name: "xvlan ipvlan l2, tc", kind: xvlanIP, subs: 256, addrs: 65_536},
 	{name: "xvlan ipvlan l2, netkit", kind: xvlanIP, netkit: true, subs: 16, addrs: 4096},
 	{name: "xvlan ipvlan l3, tc", kind: xvlanL3, addrs: 4096},
@@ -100,8 +103,8 @@ func counts(ctx context.Context, who []contender, most int) (all []count, err er
 		if all, err = c.each(ctx, all, sizes, end, base, c.count); err != nil {
 			return nil, err
 		}
-		if most == 1 || c.kind.routed() {
-			continue // does not hear ARP
+		if most == 1 || c.kind.routed() || c.vlan != 0 {
+			continue // does not hear ARP, or is asked without a tag
 		}
 		if all, err = c.each(ctx, all, subSizes, min(most, c.subs), base, c.countARP); err != nil {
 			return nil, err
@@ -181,11 +184,11 @@ func baselines() (b baseline, err error) {
 
 // count measures all ways of one contender but ARP.
 func (c contender) count(n int, base baseline) (all []count, err error) {
-	p := plan{subs: max(n, 2), gro: true, xdp: c.xdp, netkit: c.netkit}
-	to := train{dst: subMAC(1), macs: n, addr: subAddr(1)}
+	p := plan{subs: max(n, 2), gro: true, xdp: c.xdp, netkit: c.netkit, vlan: c.vlan}
+	to := train{dst: subMAC(1), macs: n, addr: subAddr(1), vlan: c.vlan}
 	if c.kind.shared() {
 		p.subs, p.addrs = max(n/addrsEach, 2), n
-		to = train{dst: parentMAC(), addr: moreAddr(0), addrs: n}
+		to = train{dst: parentMAC(), addr: moreAddr(0), addrs: n, vlan: c.vlan}
 	}
 	w, err := newWorld(p, c.kind)
 	if err != nil {
@@ -219,7 +222,7 @@ func (c contender) count(n int, base baseline) (all []count, err error) {
 	if c.kind == bridge {
 		strays = p.subs // a bridge floods what it does not know
 	}
-	ns, err = s.train(s.wire, wireDev, train{dst: nobodyMAC(), addr: parentAddr()}, s.inside, strays)
+	ns, err = s.train(s.wire, wireDev, train{dst: nobodyMAC(), addr: parentAddr(), vlan: c.vlan}, s.inside, strays)
 	if err := add(nobody, ns, base.pktgen, err); err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ type train struct {
 	macs  int
 	addr  netip.Addr // the first of addrs
 	addrs int
+	vlan  uint16 // of its tag, 0 for none
 }
 
 // pktgen is where the kernel's packet generator is controlled from in the
@@ -34,13 +35,17 @@ func (s *space) generate(dev string, t train, n int) (ns float64, err error) {
 		if err := say(thread, "rem_device_all", "add_device "+dev); err != nil {
 			return err
 		}
+		tag := "vlan_id " + strconv.Itoa(int(t.vlan))
+		if t.vlan == 0 {
+			tag = "vlan_id 65535" // which says none
+		}
 		last := t.addr.As4()
 		low := int(last[2])<<8 | int(last[3]) + max(t.addrs, 1) - 1
 		last[2], last[3] = byte(low>>8), byte(low)
 		if err := say(filepath.Join(pktgen, dev),
 			"count "+strconv.Itoa(n), "pkt_size 60", "delay 0", "clone_skb 0",
 			// A shared frame would have to be copied by those that keep it.
-			"flag !SHARED",
+			"flag !SHARED", tag,
 			"dst_mac "+t.dst.String(), "dst_mac_count "+strconv.Itoa(t.macs),
 			"dst_min "+t.addr.String(), "dst_max "+netip.AddrFrom4(last).String(),
 			"udp_dst_min 9", "udp_dst_max 9", "udp_src_min 9", "udp_src_max 9",

@@ -52,12 +52,13 @@ func (k kind) routed() bool { return k == ipvlanL3 || k == xvlanL3 }
 // A plan is what every side of a world has alike.
 type plan struct {
 	subs   int
-	addrs  int  // how many more addresses they have, addrsEach of them c1, and so on
-	xdp    bool // the parent of xvlan on the rung xdp, dropping what is for nobody
-	netkit bool // xvlan's are netkit pairs instead of veth
-	gro    bool // frames come in through NAPI and GRO, as from a NIC
-	guard  bool // xvlan's have a source guard
-	port   bool // xvlan's are delivered to by XDP redirect; takes xdp
+	addrs  int    // how many more addresses they have, addrsEach of them c1, and so on
+	xdp    bool   // the parent of xvlan on the rung xdp, dropping what is for nobody
+	netkit bool   // xvlan's are netkit pairs instead of veth
+	gro    bool   // frames come in through NAPI and GRO, as from a NIC
+	guard  bool   // xvlan's have a source guard
+	vlan   uint16 // that the sub-interfaces are in; the kernel's are on a VLAN device
+	port   bool   // xvlan's are delivered to by XDP redirect; takes xdp
 }
 
 // A side is a parent on a cable, with sub-interfaces: c1 in a box of its own,
@@ -234,6 +235,11 @@ func (s *side) addKernels(p plan) error {
 	if err != nil {
 		return err
 	}
+	if p.vlan != 0 {
+		if parent, err = s.addVLAN(parent, p.vlan); err != nil {
+			return err
+		}
+	}
 	if s.kind == bridge {
 		if parent, err = s.addBridge(parent); err != nil {
 			return err
@@ -254,6 +260,19 @@ func (s *side) addKernels(p plan) error {
 		}
 	}
 	return nil
+}
+
+// addVLAN puts a VLAN device on the parent.
+func (s *side) addVLAN(parent netlink.Link, id uint16) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex = "vlan", parent.Attrs().Index
+	if err := s.host.nl.LinkAdd(&netlink.Vlan{LinkAttrs: attrs, VlanId: int(id)}); err != nil {
+		return nil, fmt.Errorf("add vlan device: %w", err)
+	}
+	if err := s.setUp(s.host, attrs.Name); err != nil {
+		return nil, err
+	}
+	return s.host.link(attrs.Name)
 }
 
 // addKernel adds one sub-interface; of a bridge, its other end is a port.
@@ -306,6 +325,9 @@ func (s *side) addXvlans(p plan) (err error) {
 			Up:     true,
 			Port:   p.port,
 			Netkit: p.netkit,
+		}
+		if p.vlan != 0 {
+			sub.VLAN = loader.VLANSpec{ID: &p.vlan}
 		}
 		if p.guard {
 			sub.Guard.Guard = &maps.Guard{On: true}

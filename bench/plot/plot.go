@@ -19,14 +19,17 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// The colours that Okabe and Ito chose to be told apart by everybody.
+// The colours that Okabe and Ito chose to be told apart by everybody, and darker ones,
+// for what is much like another.
 var (
 	Black     color.Color = color.RGBA{0, 0, 0, 255}
+	Slate     color.Color = color.RGBA{70, 70, 70, 255}
 	Grey      color.Color = color.RGBA{120, 120, 120, 255}
 	Silver    color.Color = color.RGBA{190, 190, 190, 255}
 	Orange    color.Color = color.RGBA{230, 159, 0, 255}
 	Sky       color.Color = color.RGBA{86, 180, 233, 255}
 	Green     color.Color = color.RGBA{0, 158, 115, 255}
+	Navy      color.Color = color.RGBA{0, 62, 110, 255}
 	Blue      color.Color = color.RGBA{0, 114, 178, 255}
 	Vermilion color.Color = color.RGBA{213, 94, 0, 255}
 	Purple    color.Color = color.RGBA{204, 121, 167, 255}
