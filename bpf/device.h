@@ -50,6 +50,14 @@ __noinline int has_vlan(__u64 device, __u32 tpid_be, __u32 vlan)
 	return found != NULL;
 }
 
+/* Whether the device that a frame has come in by may have VLAN devices at all. */
+static __always_inline bool may_have_vlan(struct __sk_buff *skb)
+{
+	if (!bpf_cast_to_kern_ctx || !bpf_core_field_exists(struct net_device, vlan_info))
+		return true;
+	return ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->dev->vlan_info;
+}
+
 /* The other end of a veth or a netkit, which keep it as the first member of their
  * private area; NULL where the device turns out to be neither. */
 static __always_inline struct net_device *peer_of(struct net_device *leg)

@@ -64,6 +64,7 @@ struct xdp_buff {
 
 /* Weak: Linux 6.2 or later. bpf.Load drops it before. */
 extern void *bpf_rdonly_cast(void *obj, __u32 btf_id) __ksym __weak;
+extern void *bpf_cast_to_kern_ctx(void *obj) __ksym __weak;
 
 #define IFF_UP 1 /* linux/if.h */
 
