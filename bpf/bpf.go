@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
 	"net"
 	"net/netip"
 	"runtime"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -116,7 +118,7 @@ func Load(capacity uint32) (*ebpf.Collection, error) {
 	if err != nil {
 		return nil, err
 	}
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := loadAll(spec, nil)
 	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
@@ -151,7 +153,44 @@ func onMaps(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collect
 		}
 		replace[name] = m
 	}
-	return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	return loadAll(spec, replace)
+}
+
+// loadAll makes the maps that are not there, and then loads the programs: what sends
+// beside the rest, as the verifier takes a tenth of a second and more for either.
+func loadAll(spec *ebpf.CollectionSpec, there map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	part := func(on map[string]*ebpf.Map, wanted func(program string) bool) (*ebpf.Collection, error) {
+		some := spec.Copy()
+		maps.DeleteFunc(some.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !wanted(name) })
+		return ebpf.NewCollectionWithOptions(some, ebpf.CollectionOptions{MapReplacements: on})
+	}
+	coll, err := part(there, func(string) bool { return false })
+	if err != nil {
+		return nil, err
+	}
+	var (
+		parts [2]*ebpf.Collection
+		errs  [2]error
+		wait  sync.WaitGroup
+	)
+	for i := range parts {
+		wait.Go(func() {
+			parts[i], errs[i] = part(coll.Maps, func(program string) bool { return (program == XvlanProgXvlanTx) == (i == 0) })
+		})
+	}
+	wait.Wait()
+	for _, p := range parts {
+		if p != nil {
+			maps.Copy(coll.Programs, p.Programs)
+			clear(p.Programs) // which are coll's now
+			p.Close()
+		}
+	}
+	if err := errors.Join(errs[:]...); err != nil {
+		coll.Close()
+		return nil, err
+	}
+	return coll, nil
 }
 
 // sections are the maps that are sections.
