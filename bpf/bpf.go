@@ -157,7 +157,8 @@ func onMaps(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collect
 }
 
 // loadAll makes the maps that are not there, and then loads the programs: what sends
-// beside the rest, as the verifier takes a tenth of a second and more for either.
+// beside the rest, as the verifier takes a tenth of a second and more for either, or
+// with one CPU before it.
 func loadAll(spec *ebpf.CollectionSpec, there map[string]*ebpf.Map) (*ebpf.Collection, error) {
 	part := func(on map[string]*ebpf.Map, wanted func(program string) bool) (*ebpf.Collection, error) {
 		some := spec.Copy()
@@ -174,9 +175,14 @@ func loadAll(spec *ebpf.CollectionSpec, there map[string]*ebpf.Map) (*ebpf.Colle
 		wait  sync.WaitGroup
 	)
 	for i := range parts {
-		wait.Go(func() {
+		load := func() {
 			parts[i], errs[i] = part(coll.Maps, func(program string) bool { return (program == XvlanProgXvlanTx) == (i == 0) })
-		})
+		}
+		if runtime.GOMAXPROCS(0) > 1 {
+			wait.Go(load)
+		} else {
+			load()
+		}
 	}
 	wait.Wait()
 	for _, p := range parts {

@@ -96,7 +96,7 @@ func (w *world) trace(t *testing.T, line, inject string) trace {
 		args = append(args, "-e", "inject="+inject)
 	}
 	cmd := wrapped(append(args, command(t, strings.Fields(line)...).Args...)...)
-	cmd.Env = append(cmd.Env, asCommand+"="+mark)
+	cmd.Env = append(cmd.Env, asCommand+"="+mark, "GOMAXPROCS=1") // which loads one program after another
 	tr := trace{result: w.process(t, cmd)}
 	status := cmd.ProcessState.Sys().(syscall.WaitStatus)
 	tr.killed = status.Signaled() && status.Signal() == syscall.SIGKILL
