@@ -223,6 +223,8 @@ var mistakes = []struct {
 	{"parents: [{unknown: drop}]", ":1:11: parent: name: missing", exitUsage, true},
 	{"parents: [{name: eth0}, {name: eth0}]", ":1:32: parent eth0: name: it is in the file twice", exitUsage, false},
 	{"parents: [{name: eth0, unknow: drop}]", ":1:24: parent: unknow: not known; its keys are name, netns", exitUsage, true},
+	{"parents: [{name: eth0, unknow\n\nn: drop}]", ":1:24: parent: unknow?n: not known; its keys are name", exitUsage, true},
+	{"parents: [{name: \"eth\\e\", capacity: 0}]", `:1:37: parent eth?: capacity "0": no positive number`, exitUsage, true},
 	{"parents: [{name: eth0, unknown: deny}]", `:1:33: parent eth0: unknown "deny": pass or drop`, exitUsage, true},
 	{"parents: [{name: eth0, unknown: }]", ":1:33: parent eth0: unknown: its value is missing", exitUsage, true},
 	{"parents: [{name: eth0, capacity: 70000}]", ":1:34: parent eth0: capacity 70000: not in 1..65535", exitUsage, true},

@@ -89,8 +89,16 @@ func readConfig(file string, data []byte) ([]*wantedParent, error) {
 }
 
 func (r *configReader) fail(at position, err error) {
-	r.errs = append(r.errs, fmt.Errorf("%s:%d:%d: %w", r.file, at.line, at.column, err))
+	r.errs = append(r.errs, fmt.Errorf("%s:%d:%d: %w", r.file, at.line, at.column, singleLine{err}))
 }
+
+// A singleLine is an error that stays on its line, whatever keys and values it repeats:
+// in YAML even a plain word may go over several lines.
+type singleLine struct{ error }
+
+func (e singleLine) Unwrap() error { return e.error }
+
+func (e singleLine) Error() string { return printable(e.error.Error()) }
 
 // entry is a key of a mapping and what it is set to.
 type entry struct {
