@@ -156,10 +156,13 @@ func onMaps(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (*ebpf.Collect
 	return loadAll(spec, replace)
 }
 
-// loadAll makes the maps that are not there, and then loads the programs: what sends
-// beside the rest, as the verifier takes a tenth of a second and more for either, or
-// with one CPU before it.
+// loadAll makes the maps that are not there, and loads the programs: what sends beside
+// the rest, where there are CPUs for it, as the verifier takes a tenth of a second and
+// more for either.
 func loadAll(spec *ebpf.CollectionSpec, there map[string]*ebpf.Map) (*ebpf.Collection, error) {
+	if runtime.GOMAXPROCS(0) == 1 {
+		return ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: there})
+	}
 	part := func(on map[string]*ebpf.Map, wanted func(program string) bool) (*ebpf.Collection, error) {
 		some := spec.Copy()
 		maps.DeleteFunc(some.Programs, func(name string, _ *ebpf.ProgramSpec) bool { return !wanted(name) })
@@ -175,14 +178,9 @@ func loadAll(spec *ebpf.CollectionSpec, there map[string]*ebpf.Map) (*ebpf.Colle
 		wait  sync.WaitGroup
 	)
 	for i := range parts {
-		load := func() {
+		wait.Go(func() {
 			parts[i], errs[i] = part(coll.Maps, func(program string) bool { return (program == XvlanProgXvlanTx) == (i == 0) })
-		}
-		if runtime.GOMAXPROCS(0) > 1 {
-			wait.Go(load)
-		} else {
-			load()
-		}
+		})
 	}
 	wait.Wait()
 	for _, p := range parts {
