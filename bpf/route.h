@@ -111,7 +111,7 @@ static __noinline int tx_routed(struct __sk_buff *skb, struct sub *from, __u32 m
 
 	if (!may_send(skb, &f, from, me, &size, false))
 		return TC_ACT_SHOT;
-	see_place(skb, me);
+	see_place(skb, from);
 	if (f.l3 != ETH_HLEN || skb->vlan_present ||
 	    (f.proto_be != bpf_htons(ETH_P_IP) && f.proto_be != bpf_htons(ETH_P_IPV6)))
 		return drop(skb, me, VERDICT_DROP_MODE, size);

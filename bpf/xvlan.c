@@ -548,23 +548,28 @@ static __always_inline int drop(struct __sk_buff *skb, __u32 id, enum verdict v,
  * netns` tells nobody. A peer redirect to a leg that has not loses the frame,
  * so without this knowledge, before the leg has sent anything, delivery goes by
  * the host leg, which always works. */
-__noinline int see_place(struct __sk_buff *skb, __u32 id)
+static __always_inline void see_place(struct __sk_buff *skb, struct sub *sub)
 {
-	struct sub *sub = sub_by_id(id);
 	struct net_device *leg = skb_device(skb), *peer = (void *)sub->device;
 	struct net *here = NULL, *there = NULL;
 	__u32 place;
 
 	if (sub->place > PLACE_AWAY)
-		return 0;
+		return;
 	if (!peer)
 		peer = peer_of(leg);
 	if (!peer || bpf_core_read(&here, sizeof(here), &leg->nd_net.net) ||
 	    bpf_core_read(&there, sizeof(there), &peer->nd_net.net))
-		return 0;
+		return;
 	place = here == there ? PLACE_LOCAL : PLACE_AWAY;
 	if (sub->place != place && !DRY_RUN)
 		sub->place = place;
+}
+
+/* The same, gone through once by the verifier, for where a call more is of no account. */
+__noinline int see_place_of(struct __sk_buff *skb, __u32 id)
+{
+	see_place(skb, sub_by_id(id));
 	return 0;
 }
 
@@ -1249,7 +1254,7 @@ static __always_inline int tx_any(struct __sk_buff *skb, struct sub *from, __u32
 	if (!may_send(skb, &f, from, me, &size, vlans))
 		return TC_ACT_SHOT;
 	if (from->place == PLACE_LOCAL || is_group(&f))
-		see_place(skb, me);
+		see_place_of(skb, me);
 	if (is_strange(&f, from)) {
 		count(skb, me, VERDICT_TX, size);
 		return bpf_redirect(meta.ifindex, 0);
