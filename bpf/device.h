@@ -50,12 +50,14 @@ __noinline int has_vlan(__u64 device, __u32 tpid_be, __u32 vlan)
 	return found != NULL;
 }
 
-/* Whether the device that a frame has come in by may have VLAN devices at all. */
-static __always_inline bool may_have_vlan(struct __sk_buff *skb)
+/* The same of the device that a frame has come in by. Mostly that has none at all, which
+ * from Linux 6.2 on is seen without a helper. */
+static __always_inline bool skb_has_vlan(struct __sk_buff *skb, __u32 tpid_be, __u32 vlan)
 {
-	if (!bpf_cast_to_kern_ctx || !bpf_core_field_exists(struct net_device, vlan_info))
-		return true;
-	return ((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->dev->vlan_info;
+	if (bpf_cast_to_kern_ctx && bpf_core_field_exists(struct net_device, vlan_info) &&
+	    !((struct sk_buff *)bpf_cast_to_kern_ctx(skb))->dev->vlan_info)
+		return false;
+	return has_vlan((__u64)skb_device(skb), tpid_be, vlan);
 }
 
 /* The other end of a veth or a netkit, which keep it as the first member of their

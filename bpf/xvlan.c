@@ -1103,8 +1103,7 @@ __noinline int rx_whole(struct __sk_buff *skb)
 		skb->mark = 0;
 		return pass(skb, size);
 	}
-	if (f.tpid_be && may_have_vlan(skb) &&
-	    has_vlan((__u64)skb_device(skb), f.tpid_be, f.tci & VLAN_ID)) {
+	if (f.tpid_be && skb_has_vlan(skb, f.tpid_be, f.tci & VLAN_ID)) {
 		note(STEP_VLAN, 0, f.tci & VLAN_ID);
 		return pass(skb, size); /* it is the VLAN device's */
 	}
@@ -1149,7 +1148,7 @@ static __noinline int rx_tagged(struct __sk_buff *skb)
 	sub = sub_by_id(id);
 	if (!(sub->flags & SUB_PLAIN_VLAN) || sub->vlan != vlan || !mac_eq(sub->mac, data) ||
 	    sub->place != PLACE_AWAY || !device_up((void *)sub->device) ||
-	    (may_have_vlan(skb) && has_vlan((__u64)skb_device(skb), bpf_htons(ETH_P_8021Q), vlan)))
+	    skb_has_vlan(skb, bpf_htons(ETH_P_8021Q), vlan))
 		return rx_whole(skb);
 	add(id, VERDICT_RX, (struct size){.packets = 1, .bytes = skb->len + sizeof(struct tag)});
 	return retag(skb, 1, 0, skb->vlan_tci) ? TC_ACT_SHOT : bpf_redirect_peer(sub->leg, 0);

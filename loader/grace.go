@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -58,7 +59,7 @@ func calm(f *os.File) error {
 	st, err := f.Stat()
 	if err == nil && st.Size() > 0 {
 		err = os.WriteFile(rcuExpedited, []byte("0"), 0)
-		if unwritable(err) {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {
 			err = nil // nor was it set
 		}
 	}
@@ -67,11 +68,6 @@ func calm(f *os.File) error {
 	}
 	os.Remove(f.Name()) // what is left is swept later
 	return nil
-}
-
-// unwritable tells that a setting is not to be changed from here.
-func unwritable(err error) bool {
-	return errors.Is(err, unix.EACCES) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EPERM)
 }
 
 // sweepGrace puts the setting back that a killed command has left.
